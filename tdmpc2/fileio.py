@@ -1,0 +1,112 @@
+"""Files written whole or not at all: a reader sees the old content or the new, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tdmpc2.errors import UserError
+
+_REASONS: dict[int, str] = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EFBIG: "the file is larger than the file system or the process may hold; choose another folder",
+    errno.EACCES: "permission denied; choose a folder you may write to",
+    errno.EPERM: "permission denied; choose a folder you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EISDIR: "a folder of that name is in the way; choose another name",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.EEXIST: "a part of the path is a file, not a folder; choose another path",
+    errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
+}
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
+    """The clear form of a failed write to `path`: names the file, the reason and the way out."""
+    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}; choose another path")
+    return UserError(f"cannot write {os.fspath(path)}: {reason}.")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path` that takes its place when the block ends without an error.
+
+    `mode` is "wb" or "w" (UTF-8, line ends as written). Missing parent folders are made. The content is on
+    the disk before the name changes; after any error the old file is as it was and the temporary one is gone.
+    Raises a `UserError` naming the file when the disk is full or the place cannot be written.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}")
+    target = Path(path)
+    try:
+        if target.is_symlink():
+            target = target.resolve()  # replace what the link names, not the link itself
+        permissions = target.stat().st_mode & 0o777 if target.exists() else None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+        file: IO[Any] = (
+            temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
+        )
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        full = _out_of_space(error)
+        if full is None:
+            raise
+        raise write_error(path, full) from error
+    try:
+        if permissions is not None:
+            temporary.chmod(permissions)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+    _sync_folder(target.parent)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all (see `atomic_file`)."""
+    with atomic_file(path, "wb") as file:
+        file.write(data)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` to `path` in UTF-8, whole or not at all (see `atomic_file`)."""
+    with atomic_file(path, "w") as file:
+        file.write(text)
+
+
+def _out_of_space(error: BaseException | None) -> OSError | None:
+    """The failed write behind `error`, if that is what it is: libraries hide it under an error of their own.
+
+    An error that names a file is about that file, and keeps its own message.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE and error.filename is None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself durable where the platform can; the content is already safe."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):  # some network file systems refuse to sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
