@@ -1,0 +1,22 @@
+"""The world model and its discrete regression. Knows nothing of files, planning or training."""
+
+from tdmpc2.model.discrete import symexp, symlog, two_hot, two_hot_cross_entropy, two_hot_inverse
+from tdmpc2.model.sizes import MODEL_SIZES, ModelDims, model_dims, published_size
+from tdmpc2.model.world_model import ACTING_PARTS, ALL_PARTS, Part, PolicySample, WorldModel
+
+__all__ = [
+    "ACTING_PARTS",
+    "ALL_PARTS",
+    "MODEL_SIZES",
+    "ModelDims",
+    "Part",
+    "PolicySample",
+    "WorldModel",
+    "model_dims",
+    "published_size",
+    "symexp",
+    "symlog",
+    "two_hot",
+    "two_hot_cross_entropy",
+    "two_hot_inverse",
+]

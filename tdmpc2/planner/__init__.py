@@ -1,0 +1,6 @@
+"""MPPI planning in the world model. Knows nothing of simulators or files."""
+
+from tdmpc2.planner.mppi import Plan, Planner, PlanNoise
+from tdmpc2.planner.settings import PlannerSettings
+
+__all__ = ["Plan", "PlanNoise", "Planner", "PlannerSettings"]

@@ -1,0 +1,203 @@
+"""An agent: a world model, the tasks it knows, and a planner with its warm starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmpc2.checkpointing import load_model
+from tdmpc2.errors import UserError
+from tdmpc2.model import ACTING_PARTS, WorldModel
+from tdmpc2.planner import Planner, PlannerSettings
+from tdmpc2.tasks import TaskSet
+
+# Planning a few environments at a time keeps a CPU's caches warm; a GPU wants all of them at once.
+_CPU_CHUNK = 4
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Agent:
+    """Acts in N environments at once.
+
+    Args:
+        model: a world model in eval mode, on the device to plan on.
+        task_set: names the tasks, gives widths and discounts.
+        planner: the planner's numbers; default the papers'.
+        generator: source of all noise when `act` is not given another; default a fresh one on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        task_set: TaskSet,
+        planner: PlannerSettings | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.model = model
+        self.task_set = task_set
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        discounts = torch.from_numpy(task_set.discounts()).to(self.device, self.dtype)
+        self.planner = Planner(model, planner or PlannerSettings(), discounts)
+        self.generator = generator
+        self._mean: Tensor | None = None
+
+    @property
+    def settings(self) -> PlannerSettings:
+        return self.planner.settings
+
+    def act(
+        self,
+        obs: Tensor | np.ndarray,
+        task: Tensor | np.ndarray | Sequence[int] | None = None,
+        first: Tensor | np.ndarray | Sequence[bool] | None = None,
+        greedy: bool = False,
+    ) -> Tensor:
+        """Plans one decision for N environments, each continuing its own last plan.
+
+        Args:
+            obs: [N, O], zero-padded to the task set's width.
+            task: int64 [N] task ids; may be left out for a single-task agent.
+            first: bool [N], True where a new episode starts; default all, if N changed or nothing was planned yet, else none.
+            greedy: leave the exploration noise out.
+
+        Returns:
+            Actions [N, A] in [-1, 1] on the agent's device, 0 where the task has no such action.
+
+        Raises:
+            UserError: for a wrong shape, an unknown task id, or an N that changed within episodes.
+        """
+        obs_t, task_t = self._inputs(obs, task)
+        count = obs_t.shape[0]
+        same = self._mean is not None and self._mean.shape[0] == count
+        fresh = torch.full((count,), not same) if first is None else torch.as_tensor(first, dtype=torch.bool)
+        if fresh.shape != (count,):
+            raise UserError(f"first has shape {tuple(fresh.shape)}, expected ({count},), one for each observation.")
+        if not same and not bool(fresh.all()):
+            raise UserError(
+                f"{count} environments, but the last plan was for "
+                f"{0 if self._mean is None else self._mean.shape[0]}: mark every one as first."
+            )
+        warm = self.no_plan(count) if not same or self._mean is None else self._mean
+        warm = torch.where(fresh.to(self.device)[:, None, None], torch.zeros_like(warm), warm)
+        action, self._mean = self.decide(obs_t, task_t, warm, self.generator, greedy=greedy)
+        return action
+
+    def no_plan(self, count: int) -> Tensor:
+        """The warm start [count, H, A] of new episodes: zeros."""
+        shape = (count, self.settings.horizon, self.task_set.action_dim)
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def decide(
+        self, obs: Tensor, task: Tensor | None, warm_start: Tensor, generator: Generators, *, greedy: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Stateless planning: (actions [N, A], warm start [N, H, A] of the next decision).
+
+        Args:
+            obs: [N, O] on the agent's device.
+            task: int64 [N] or None.
+            warm_start: [N, H, A] from the last decision, zeros for a new episode.
+            generator: one for all, or one for each environment, which makes its noise independent of its neighbours.
+            greedy: leave the exploration noise out.
+        """
+        count = obs.shape[0]
+        chunk = count if self.device.type != "cpu" else _CPU_CHUNK
+        actions, means = [], []
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            own = generator if generator is None or isinstance(generator, torch.Generator) else generator[part]
+            noise = self.planner.draw_noise(part.stop - part.start, own)
+            part_task = None if task is None else task[part]
+            plan = self.planner.plan(obs[part], part_task, warm_start[part], noise, greedy=greedy)
+            actions.append(plan.action)
+            means.append(plan.mean)
+        mean = torch.cat(means)
+        return torch.cat(actions), torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
+
+    @torch.no_grad()
+    def decide_by_prior(
+        self, obs: Tensor, task: Tensor | None, generator: Generators, *, greedy: bool = False
+    ) -> Tensor:
+        """Actions [N, A] of the policy prior alone, no planning; greedy takes its mean."""
+        shape = (obs.shape[0], self.task_set.action_dim)
+        if generator is None or isinstance(generator, torch.Generator):
+            noise = torch.randn(shape, generator=generator, device=self.device)
+        else:
+            noise = torch.stack([torch.randn(shape[1], generator=g, device=self.device) for g in generator])
+        mean, _, action = self.model.policy(self.model.encode(obs, task), task, noise.to(self.dtype))
+        assert action is not None
+        return mean if greedy else action
+
+    def _inputs(
+        self, obs: Tensor | np.ndarray, task: Tensor | np.ndarray | Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        obs_t = torch.as_tensor(obs).to(self.device, self.dtype)
+        if obs_t.dim() != 2 or obs_t.shape[1] != self.task_set.obs_dim:
+            raise UserError(
+                f"observations have shape {tuple(obs_t.shape)}, expected (N, {self.task_set.obs_dim}), zero-padded."
+            )
+        if not self.task_set.multitask:
+            return obs_t, None
+        if task is None:
+            raise UserError(f"this agent knows {len(self.task_set)} tasks: give the task ids, int64 [N].")
+        ids = torch.as_tensor(task, dtype=torch.int64)
+        if ids.shape != (obs_t.shape[0],):
+            raise UserError(f"task has shape {tuple(ids.shape)}, expected ({obs_t.shape[0]},), one id each.")
+        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(self.task_set)):
+            raise UserError(
+                f"task ids run from {int(ids.min())} to {int(ids.max())}; "
+                f"'{self.task_set.name}' has ids 0 to {len(self.task_set) - 1}."
+            )
+        return obs_t, ids.to(self.device)
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: for a name that torch does not know or a device that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device={device} is not a device name; use auto, cpu, cuda or cuda:1.") from error
+    if found.type == "cuda" and (
+        not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UserError(f"device={device}, but torch sees {torch.cuda.device_count()} CUDA devices; use device=cpu.")
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"device={device} is not supported; use auto, cpu or cuda.")
+    return found
+
+
+def load_agent(
+    path: str | Path,
+    task: str | None = None,
+    device: str | torch.device = "auto",
+    planner: PlannerSettings | None = None,
+) -> Agent:
+    """An agent from a checkpoint of any supported format, weights in float32.
+
+    Args:
+        path: a released `.pt` file or this project's `.safetensors`.
+        task: name of the task set; needed for released files, which do not name theirs.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        planner: the planner's numbers; default the papers'.
+
+    Raises:
+        CheckpointError: when the file is damaged or does not fit the task set.
+        UserError: when the device is not there.
+    """
+    model, tasks, _ = load_model(path, task, resolve_device(device))
+    missing = set(ACTING_PARTS) - model.parts
+    if missing:
+        raise UserError(f"{path}: cannot act without {', '.join(sorted(missing))}.")
+    return Agent(model, tasks, planner)

@@ -1,0 +1,276 @@
+"""Reading and writing checkpoints: released .pt files (restricted loading) and this project's .safetensors."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tdmpc2.checkpointing.metadata import CheckpointMetadata, parse_metadata
+from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_released
+from tdmpc2.errors import CheckpointError
+from tdmpc2.fileio import atomic_write_bytes
+from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
+from tdmpc2.tasks import TaskSet, task_set
+
+_METADATA_KEY = "tdmpc2"
+_STORED_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights under this project's names, still as stored (half, qint8, mapped from the file), and what is known of them."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    dims: ModelDims
+    stored_as: str
+    metadata: CheckpointMetadata | None
+    action_masks: Tensor | None
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        return frozenset(p for p in ALL_PARTS if any(n.startswith(p + ".") for n in self.tensors))
+
+    def describe(self) -> str:
+        """One phrase for error messages: size, tasks, widths, storage."""
+        d = self.dims
+        size = published_size(d)
+        tasks = f"{d.num_tasks} tasks" if d.num_tasks else "one task"
+        return (
+            f"a {f'{size}M' if size else 'custom-size'} model of {tasks} "
+            f"(observation {d.obs_dim}, action {d.action_dim}, latent {d.latent_dim}, stored as {self.stored_as})"
+        )
+
+
+def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Checkpoint:
+    """Opens a checkpoint of any supported format; weights stay mapped on disk until they are used.
+
+    Args:
+        path: a released `.pt` file or this project's `.safetensors`.
+        parts: read only these parts (the task embedding always); default all that the file has.
+
+    Raises:
+        CheckpointError: for a missing, truncated, damaged or foreign file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file.")
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:2] == b"PK" or path.suffix == ".pt":
+        return _read_released(path, parts)
+    return _read_own(path, parts)
+
+
+def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
+    try:
+        # Tensors of standard types and their containers only: nothing in the file can run.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path}: holds objects other than tensors, which are never loaded ({reason})."
+        ) from error
+    except Exception as error:  # torch raises many types on damaged archives
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({reason}).") from error
+    released = from_released(path, content)
+    dims = _infer_dims(path, released)
+    masks = released.facts.get("_action_masks")
+    checkpoint = Checkpoint(
+        path, released.tensors, dims, released.stored_as, None, None if masks is None else masks.float()
+    )
+    _check_shapes(checkpoint)
+    return checkpoint if parts is None else _only(checkpoint, parts)
+
+
+def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
+    wanted = set(ALL_PARTS if parts is None else parts)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY))
+            names = set(file.keys())
+            if names != set(checksums):
+                odd = ", ".join(sorted(names ^ set(checksums))[:5])
+                raise CheckpointError(f"{path}: damaged: its tensors and its list of them differ ({odd}).")
+            shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names}
+            tensors = {n: file.get_tensor(n) for n in names if n == "task_embedding" or n.split(".")[0] in wanted}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors checkpoint ({error}).") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _STORED_DTYPES:
+            raise CheckpointError(f"{path}: '{name}' is stored as {tensor.dtype}, which this version cannot read.")
+        if _crc32(tensor) != checksums[name]:
+            raise CheckpointError(f"{path}: '{name}' does not match its checksum; the file is damaged.")
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+    checkpoint = Checkpoint(path, tensors, metadata.dims, "+".join(kinds), metadata, None)
+    _check_shapes(checkpoint, shapes)
+    missing = (set(parts) if parts is not None else set()) - checkpoint.parts
+    if missing:
+        raise CheckpointError(f"{path}: has no weights for {', '.join(sorted(missing))}.")
+    return checkpoint
+
+
+def _only(checkpoint: Checkpoint, parts: Iterable[Part]) -> Checkpoint:
+    wanted = set(parts)
+    missing = wanted - checkpoint.parts
+    if missing:
+        raise CheckpointError(f"{checkpoint.path}: has no weights for {', '.join(sorted(missing))}.")
+    kept = {n: t for n, t in checkpoint.tensors.items() if n == "task_embedding" or n.split(".")[0] in wanted}
+    return replace(checkpoint, tensors=kept)
+
+
+def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
+    t = released.tensors
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in t or t[name].dim() != rank:
+            found = f"shape {tuple(t[name].shape)}" if name in t else "no such tensor"
+            raise CheckpointError(f"{path}: damaged or incomplete: '{name}': {found}, expected {rank} axes.")
+        return tuple(t[name].shape)
+
+    enc_layers = sum(1 for n in t if n.startswith("encoder.layers.") and n.endswith(".weight") and "norm" not in n)
+    num_tasks, task_dim = shape("task_embedding", 2) if "task_embedding" in t else (0, 0)
+    enc_dim, enc_in = shape("encoder.layers.0.weight", 2)
+    latent_dim, _ = shape(f"encoder.layers.{max(enc_layers - 1, 0)}.weight", 2)
+    mlp_dim, dyn_in = shape("dynamics.layers.0.weight", 2)
+    num_bins, _ = shape("reward_head.layers.2.weight", 2)
+    num_q, _, _ = shape("q_heads.layers.0.weight", 3)
+    low = float(released.facts.get("log_std_min", torch.tensor(-10.0)))
+    span = float(released.facts.get("log_std_dif", torch.tensor(12.0)))
+    try:
+        return ModelDims(
+            obs_dim=enc_in - task_dim,
+            action_dim=dyn_in - latent_dim - task_dim,
+            num_tasks=num_tasks,
+            enc_dim=enc_dim,
+            mlp_dim=mlp_dim,
+            latent_dim=latent_dim,
+            num_enc_layers=enc_layers,
+            num_q=num_q,
+            task_dim=task_dim,
+            num_bins=num_bins,
+            log_std_min=low,
+            log_std_max=low + span,
+        )
+    except Exception as error:
+        raise CheckpointError(f"{path}: its tensors do not fit together ({error}).") from error
+
+
+def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
+    """Every tensor that the model of these dimensions has, in its shape, and no other; target Q may be absent."""
+    found = shapes or {n: tuple(t.shape) for n, t in checkpoint.tensors.items()}
+    d = checkpoint.dims
+    with torch.device("meta"):
+        model = WorldModel(d, np.ones((d.num_tasks, d.action_dim), np.float32) if d.num_tasks else None)
+    expected = {n: tuple(p.shape) for n, p in model.state_dict().items()}
+    if not any(n.startswith("target_q_heads.") for n in found):
+        expected = {n: s for n, s in expected.items() if not n.startswith("target_q_heads.")}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{checkpoint.path}: damaged or incomplete: '{name}' is "
+                f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}."
+            )
+
+
+def checkpoint_task_set(checkpoint: Checkpoint, task: str | None = None) -> TaskSet:
+    """The task set of a checkpoint: its own, or the one called `task`, which must agree with the weights.
+
+    Raises:
+        CheckpointError: naming the file, what it holds and what was expected, when they do not agree.
+    """
+    meta = checkpoint.metadata
+    if task is None:
+        if meta is None:
+            raise CheckpointError(
+                f"{checkpoint.path}: {checkpoint.describe()}; a released file does not name its tasks: "
+                "give task=mt30 (or the name of the one task it was trained on)."
+            )
+        return task_set(meta.task_set, meta.tasks)
+    # A name of the checkpoint's own, say of a custom set, means the checkpoint's tasks.
+    expected = task_set(task, meta.tasks if meta is not None and task == meta.task_set else None)
+    if meta is not None and meta.tasks != expected.tasks:
+        raise CheckpointError(
+            f"{checkpoint.path}: trained on task set '{meta.task_set}' ({', '.join(meta.tasks)}), "
+            f"expected '{expected.name}' ({', '.join(expected.tasks[:5])}{', …' if len(expected) > 5 else ''})."
+        )
+    d = checkpoint.dims
+    held = (d.num_tasks, d.obs_dim, d.action_dim)
+    wanted = (len(expected) if expected.multitask else 0, expected.obs_dim, expected.action_dim)
+    if held != wanted:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds {checkpoint.describe()}, expected a model of '{expected.name}': "
+            f"{wanted[0] or 'one'} task{'s' if wanted[0] else ''}, observation {wanted[1]}, action {wanted[2]}."
+        )
+    masks = torch.from_numpy(expected.action_masks())
+    if checkpoint.action_masks is not None and not torch.equal(checkpoint.action_masks, masks):
+        raise CheckpointError(f"{checkpoint.path}: its action masks are not those of '{expected.name}'.")
+    return expected
+
+
+def check_size(checkpoint: Checkpoint, model_size: int) -> None:
+    """Raises a CheckpointError unless the file holds a model of this published size."""
+    if published_size(checkpoint.dims) != model_size:
+        d = checkpoint.dims
+        wanted = model_dims(model_size, d.obs_dim, d.action_dim, d.num_tasks)
+        raise CheckpointError(
+            f"{checkpoint.path}: holds {checkpoint.describe()}, expected model_size={model_size}: "
+            f"{d.differences(wanted)}."
+        )
+
+
+def build_model(
+    checkpoint: Checkpoint, tasks: TaskSet, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> WorldModel:
+    """A model with the checkpoint's weights, in eval mode; only the parts that were read are built."""
+    with torch.device("meta"):
+        model = WorldModel(
+            checkpoint.dims, tasks.action_masks() if tasks.multitask else None, checkpoint.parts
+        )
+    weights = {n: dequantise(t).to(device=device, dtype=dtype, copy=True) for n, t in checkpoint.tensors.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    if model.has_target_q:
+        model.target_q_heads.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def load_model(
+    path: str | Path,
+    task: str | None = None,
+    device: torch.device | str = "cpu",
+    parts: Iterable[Part] | None = None,
+) -> tuple[WorldModel, TaskSet, Checkpoint]:
+    """Reads, checks and builds in one call: (model in eval mode, its task set, the checkpoint)."""
+    checkpoint = read_checkpoint(path, parts)
+    tasks = checkpoint_task_set(checkpoint, task)
+    return build_model(checkpoint, tasks, device), tasks, checkpoint
+
+
+def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], metadata: CheckpointMetadata) -> int:
+    """Writes a .safetensors checkpoint, whole or not at all; returns its size in bytes.
+
+    Args:
+        path: target file; an existing one is replaced only by a whole new one.
+        tensors: a `WorldModel.state_dict()`, in the dtype to store.
+        metadata: what the file says about itself.
+    """
+    stored = {n: t.detach().to("cpu").contiguous() for n, t in tensors.items()}
+    checksums = {n: _crc32(t) for n, t in stored.items()}
+    data = safetensors.torch.save(stored, {_METADATA_KEY: metadata.to_json(checksums)})
+    atomic_write_bytes(Path(path), data)
+    return len(data)
+
+
+def _crc32(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy() if tensor.dim() else b"")

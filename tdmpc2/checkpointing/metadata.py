@@ -1,0 +1,80 @@
+"""What a checkpoint of this project says about itself: one JSON object in the safetensors header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata as importlib_metadata
+from pathlib import Path
+from typing import Any
+
+from tdmpc2.errors import CheckpointError
+from tdmpc2.model import ModelDims
+
+FORMAT = "tdmpc2-checkpoint"
+FORMAT_VERSION = 1
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a checkpoint's numbers depend on; packages that are not installed are left out."""
+    versions = {}
+    for package in ("tdmpc2", "torch", "numpy", "mujoco", "dm_control"):
+        try:
+            versions[package] = importlib_metadata.version(package)
+        except importlib_metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """Everything needed to rebuild the model and to know where it came from.
+
+    Attributes:
+        task_set: name of the task set.
+        tasks: task names in the order of their ids.
+        dims: the model's dimensions.
+        model_size: the published size (1, 5, 19, 48, 317), None for another one.
+        step: updates taken.
+        scheme: how the weights are stored, "float32" or a quantisation scheme.
+        config: the resolved configuration of the run that made it.
+        versions: package versions at that time.
+        normalised_score: on its task set, 0 to 100, None if it was not evaluated.
+    """
+
+    task_set: str
+    tasks: tuple[str, ...]
+    dims: ModelDims
+    model_size: int | None
+    step: int
+    scheme: str = "float32"
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=package_versions)
+    normalised_score: float | None = None
+
+    def to_json(self, checksums: dict[str, int]) -> str:
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "crc32": checksums}
+        return json.dumps(content, sort_keys=True, allow_nan=False)
+
+
+def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, dict[str, int]]:
+    """The metadata and the CRC-32 of each tensor.
+
+    Raises:
+        CheckpointError: when it is missing, of another format version, or lacks a key.
+    """
+    if text is None:
+        raise CheckpointError(f"{path}: a safetensors file without this project's metadata; expected '{FORMAT}'.")
+    try:
+        raw = json.loads(text)
+        if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format {raw['format']} version {raw['format_version']}, "
+                f"expected {FORMAT} version {FORMAT_VERSION}."
+            )
+        known = {f.name: raw[f.name] for f in fields(CheckpointMetadata)}
+        known["dims"] = ModelDims(**known["dims"])
+        known["tasks"] = tuple(known["tasks"])
+        return CheckpointMetadata(**known), dict(raw["crc32"])
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata is damaged ({type(error).__name__}: {error}).") from error

@@ -1,0 +1,111 @@
+"""The frozen teacher of reward distillation (TD-MPC-Opt, section 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tdmpc2.checkpointing import build_model, check_size, checkpoint_task_set, read_checkpoint
+from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.model import ModelDims, Part, WorldModel
+from tdmpc2.tasks import TaskSet
+
+TEACHER_PARTS: tuple[Part, ...] = ("encoder", "reward_head")
+"""All that reward distillation needs: with the task embedding, 79.8M of the 317M teacher's parameters."""
+
+
+class RewardTeacher:
+    """Predicts rewards with a frozen model's own task embedding, encoder and reward head.
+
+    Args:
+        model: the teacher's model; only `TEACHER_PARTS` are used.
+        task_set: the teacher's tasks.
+        student_tasks: the student's tasks; each must be one of the teacher's, matched by name.
+
+    Raises:
+        UserError: when the teacher does not know a task of the student, or is not frozen.
+    """
+
+    def __init__(self, model: WorldModel, task_set: TaskSet, student_tasks: TaskSet) -> None:
+        unknown = [t for t in student_tasks.tasks if t not in task_set.tasks]
+        if unknown:
+            raise UserError(
+                f"the teacher knows task set '{task_set.name}' and not {', '.join(unknown)}; "
+                "a student can only learn tasks that its teacher knows."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.dims = model.dims
+        device = next(model.parameters()).device
+        self._ids = torch.tensor([task_set.index(t) for t in student_tasks.tasks], device=device)
+
+    def check_frozen(self) -> None:
+        """Raises a UserError if the teacher could learn or drop units: it must stay as it was loaded."""
+        if self.model.training or any(p.requires_grad for p in self.model.parameters()):
+            raise UserError("the teacher is not frozen: it must be in eval mode and need no gradient.")
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @torch.no_grad()
+    def rewards(self, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
+        """Predicted rewards [B, 1] for observations [B, O] and actions [B, A] of the student's task ids [B].
+
+        Widths are adjusted to the teacher's by padding with zeros or cutting padding: a task has its own width in both.
+        """
+        ids = self._ids[task] if self.dims.num_tasks else None
+        z = self.model.encode(_fit(obs, self.dims.obs_dim), ids)
+        return self.model.decode(self.model.reward(z, _fit(action, self.dims.action_dim), ids))
+
+
+def _fit(x: Tensor, width: int) -> Tensor:
+    """The last axis cut or zero-padded to `width`."""
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] != width else x
+
+
+def load_teacher(
+    path: str | Path,
+    student_tasks: TaskSet,
+    *,
+    task: str | None = None,
+    model_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> RewardTeacher:
+    """Loads only the teacher's parts from a checkpoint of any supported format.
+
+    Args:
+        path: the teacher's checkpoint.
+        student_tasks: the student's task set.
+        task: the teacher's task set; a file that names its own needs none.
+        model_size: the expected published size; None accepts any.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: for a file that is damaged, of another size or task set.
+    """
+    checkpoint = read_checkpoint(path, TEACHER_PARTS)
+    if model_size is not None:
+        check_size(checkpoint, model_size)
+    named = None if checkpoint.metadata is not None else task
+    if named is None and checkpoint.metadata is None:
+        raise CheckpointError(f"{path}: does not name its tasks; set teacher.task to its task set, such as mt30.")
+    tasks = checkpoint_task_set(checkpoint, named)
+    return RewardTeacher(build_model(checkpoint, tasks, device), tasks, student_tasks)
+
+
+def random_teacher(
+    dims: ModelDims, task_set: TaskSet, student_tasks: TaskSet, seed: int, device: torch.device | str = "cpu"
+) -> RewardTeacher:
+    """A teacher of these dimensions with random weights, for measuring cost: it teaches nothing.
+
+    Its reward head's last weight is not 0, as a new model's is, so that its predictions differ.
+    """
+    masks = task_set.action_masks() if task_set.multitask else None
+    model = WorldModel(dims, masks, TEACHER_PARTS)
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator)
+    torch.nn.init.normal_(model.reward_head.layers[-1].weight, std=0.02, generator=generator)
+    return RewardTeacher(model.to(device), task_set, student_tasks)

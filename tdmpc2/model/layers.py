@@ -1,0 +1,123 @@
+"""Layers of the world model: linear, dropout, LayerNorm and Mish, optionally stacked over the heads of an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["mish", "simnorm", "none"]
+
+
+def simnorm(x: Tensor, group: int) -> Tensor:
+    """Softmax within each group of `group` neighbours of the last axis (TD-MPC2, section 3.1)."""
+    return torch.softmax(x.unflatten(-1, (-1, group)), dim=-1).flatten(-2)
+
+
+class Layer(nn.Module):
+    """Linear -> (dropout) -> LayerNorm -> activation; activation "none" is a plain linear output.
+
+    With `heads` = E the parameters carry a leading head axis, and inputs [E, M, in] map to [E, M, out].
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        activation: Activation,
+        *,
+        heads: int | None = None,
+        dropout: float = 0.0,
+        simnorm_dim: int = 8,
+    ) -> None:
+        super().__init__()
+        lead = () if heads is None else (heads,)
+        self.out_dim = out_dim
+        self.activation: Activation = activation
+        self.dropout = dropout
+        self.simnorm_dim = simnorm_dim
+        self.weight = nn.Parameter(torch.empty(*lead, out_dim, in_dim))
+        self.bias = nn.Parameter(torch.empty(*lead, out_dim))
+        if activation == "none":
+            self.register_parameter("norm_weight", None)
+            self.register_parameter("norm_bias", None)
+        else:
+            self.norm_weight = nn.Parameter(torch.empty(*lead, out_dim))
+            self.norm_bias = nn.Parameter(torch.empty(*lead, out_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        stacked = self.weight.dim() == 3
+        if stacked:
+            y = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+        else:
+            y = F.linear(x, self.weight, self.bias)
+        if self.activation == "none":
+            return y
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        if stacked:
+            y = F.layer_norm(y, (self.out_dim,))
+            y = torch.addcmul(self.norm_bias.unsqueeze(1), y, self.norm_weight.unsqueeze(1))
+        else:
+            y = F.layer_norm(y, (self.out_dim,), self.norm_weight, self.norm_bias)
+        return F.mish(y) if self.activation == "mish" else simnorm(y, self.simnorm_dim)
+
+
+class Mlp(nn.Module):
+    """A stack of `Layer`s: hidden ones with Mish, the last with `output`. [..., in] -> [..., out].
+
+    With `heads` = E every head sees the same input: [..., in] -> [E, ..., out].
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: Sequence[int],
+        out_dim: int,
+        output: Activation,
+        *,
+        heads: int | None = None,
+        dropout: float = 0.0,
+        simnorm_dim: int = 8,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        widths = [in_dim, *hidden, out_dim]
+        self.layers = nn.ModuleList(
+            Layer(
+                widths[i],
+                widths[i + 1],
+                "mish" if i < len(hidden) else output,
+                heads=heads,
+                dropout=dropout if i == 0 else 0.0,
+                simnorm_dim=simnorm_dim,
+            )
+            for i in range(len(widths) - 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.heads is None:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+        lead = x.shape[:-1]
+        x = x.reshape(1, -1, x.shape[-1]).expand(self.heads, -1, -1)
+        for layer in self.layers:
+            x = layer(x)
+        return x.unflatten(1, lead) if len(lead) != 1 else x
+
+    def init_weights(self, generator: torch.Generator | None, *, zero_output: bool = False) -> None:
+        """Linear weights normal with std 0.02, biases 0, LayerNorm the identity; the output weight 0 if asked."""
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            if zero_output and i == len(self.layers) - 1:
+                nn.init.zeros_(layer.weight)
+            else:
+                nn.init.normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+            if layer.norm_weight is not None:
+                nn.init.ones_(layer.norm_weight)
+                nn.init.zeros_(layer.norm_bias)

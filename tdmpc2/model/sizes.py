@@ -1,0 +1,138 @@
+"""The five published model sizes and the full set of dimensions that a world model is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from tdmpc2.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """Every number that decides the shape of a world model (TD-MPC2, section 3 and appendix).
+
+    Attributes:
+        obs_dim: O, width of the (padded) observation.
+        action_dim: A, width of the (padded) action.
+        num_tasks: rows of the task embedding; 0 for a single-task model, which has none.
+        enc_dim: hidden width of the encoder.
+        mlp_dim: hidden width of dynamics, reward, policy prior and Q.
+        latent_dim: Z, width of the latent.
+        num_enc_layers: linear layers of the encoder, the output layer included (at least 2).
+        num_q: E, heads of the value ensemble.
+        task_dim: width of the task embedding; 0 for a single-task model.
+        simnorm_dim: size of one SimNorm group; divides latent_dim.
+        num_bins: bins of the discrete regression of rewards and values.
+        vmin, vmax: first and last bin, in symlog space.
+        dropout: dropout rate after the first linear layer of Q.
+        log_std_min, log_std_max: bounds of the policy's log standard deviation.
+    """
+
+    obs_dim: int
+    action_dim: int
+    num_tasks: int
+    enc_dim: int
+    mlp_dim: int
+    latent_dim: int
+    num_enc_layers: int
+    num_q: int
+    task_dim: int
+    simnorm_dim: int = 8
+    num_bins: int = 101
+    vmin: float = -10.0
+    vmax: float = 10.0
+    dropout: float = 0.01
+    log_std_min: float = -10.0
+    log_std_max: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("obs_dim", "action_dim", "enc_dim", "mlp_dim", "latent_dim", "simnorm_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model dimension {name} must be at least 1, not {getattr(self, name)}.")
+        if self.num_q < 2:
+            raise UserError(f"num_q must be at least 2 (targets use two random heads), not {self.num_q}.")
+        if self.num_enc_layers < 2:
+            raise UserError(f"num_enc_layers must be at least 2, not {self.num_enc_layers}.")
+        if self.latent_dim % self.simnorm_dim:
+            raise UserError(
+                f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}."
+            )
+        if bool(self.num_tasks) != bool(self.task_dim):
+            raise UserError(
+                f"num_tasks {self.num_tasks} and task_dim {self.task_dim} must both be 0 (single task) or both not."
+            )
+        if self.num_bins < 2 or self.vmin >= self.vmax:
+            raise UserError(f"num_bins {self.num_bins} over [{self.vmin}, {self.vmax}] is not a valid grid.")
+
+    @property
+    def bin_size(self) -> float:
+        return (self.vmax - self.vmin) / (self.num_bins - 1)
+
+    def differences(self, other: ModelDims) -> str:
+        """`name here != name there` for every field that differs, empty when none does."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return ", ".join(f"{name} {mine} (not {theirs})" for name, mine, theirs in pairs if mine != theirs)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """One row of the published size table; see `ModelDims` for the meaning of each field."""
+
+    enc_dim: int
+    mlp_dim: int
+    latent_dim: int
+    num_enc_layers: int
+    num_q: int
+    task_dim: int
+
+
+MODEL_SIZES: dict[int, ModelSize] = {
+    1: ModelSize(enc_dim=256, mlp_dim=384, latent_dim=128, num_enc_layers=2, num_q=2, task_dim=96),
+    5: ModelSize(enc_dim=256, mlp_dim=512, latent_dim=512, num_enc_layers=2, num_q=5, task_dim=64),
+    19: ModelSize(enc_dim=1024, mlp_dim=1024, latent_dim=768, num_enc_layers=3, num_q=5, task_dim=64),
+    48: ModelSize(enc_dim=1792, mlp_dim=1792, latent_dim=768, num_enc_layers=4, num_q=5, task_dim=64),
+    317: ModelSize(enc_dim=4096, mlp_dim=4096, latent_dim=1376, num_enc_layers=5, num_q=8, task_dim=96),
+}
+"""Keyed by millions of parameters, the published name. task_dim is MT30's; a single-task model has 0."""
+
+# The released 19M MT30 model has a narrower latent than the table.
+_RELEASED_VARIANTS: dict[int, tuple[ModelSize, ...]] = {
+    19: (ModelSize(enc_dim=1024, mlp_dim=1024, latent_dim=512, num_enc_layers=3, num_q=5, task_dim=64),),
+}
+_MT80_TASK_DIM = 96
+
+
+def model_dims(model_size: int, obs_dim: int, action_dim: int, num_tasks: int) -> ModelDims:
+    """Dimensions of a published size for given widths; `num_tasks` of 1 or less means a single-task model.
+
+    Raises:
+        UserError: for a size that is not published.
+    """
+    if model_size not in MODEL_SIZES:
+        known = ", ".join(str(s) for s in MODEL_SIZES)
+        raise UserError(f"model_size={model_size} is not a published size; choose one of {known}.")
+    size = MODEL_SIZES[model_size]
+    multitask = num_tasks > 1
+    return ModelDims(
+        obs_dim=obs_dim,
+        action_dim=action_dim,
+        num_tasks=num_tasks if multitask else 0,
+        enc_dim=size.enc_dim,
+        mlp_dim=size.mlp_dim,
+        latent_dim=size.latent_dim,
+        num_enc_layers=size.num_enc_layers,
+        num_q=size.num_q,
+        task_dim=size.task_dim if multitask else 0,
+    )
+
+
+def published_size(dims: ModelDims) -> int | None:
+    """The published size (1, 5, 19, 48, 317) that these dimensions belong to, or None."""
+    for name, table_row in MODEL_SIZES.items():
+        for size in (table_row, *_RELEASED_VARIANTS.get(name, ())):
+            body = (dims.enc_dim, dims.mlp_dim, dims.latent_dim, dims.num_enc_layers, dims.num_q)
+            if body == (size.enc_dim, size.mlp_dim, size.latent_dim, size.num_enc_layers, size.num_q) and (
+                dims.task_dim in (0, size.task_dim, _MT80_TASK_DIM)
+            ):
+                return name
+    return None
