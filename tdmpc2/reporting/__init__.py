@@ -1,0 +1,1 @@
+"""What a run says about itself: metrics, progress, tables and plots. Nothing here needs torch."""

@@ -1,0 +1,149 @@
+"""Two evaluations compared episode by episode, with what else is different between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tdmpc2.errors import UserError
+from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
+from tdmpc2.evaluation.scores import Interval, Over, PairedDifference, paired_difference
+from tdmpc2.reporting.tables import Style, format_table
+
+SIMULATORS = ("mujoco", "dm_control", "gymnasium")
+"""Packages whose version changes what an environment does."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`second` minus `first`. `warnings` name what makes the comparison unfair, `notes` other differences."""
+
+    first: str
+    second: str
+    paired: PairedDifference
+    unpaired_first: int
+    unpaired_second: int
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file; a number that is not finite is null."""
+        return finite_or_null(asdict(self))
+
+
+def compare(first: EvaluationResult, second: EvaluationResult, over: Over | None = None) -> Comparison:
+    """Pairs the two by (task, episode, seed) and looks for differences in setup (see `paired_difference`).
+
+    Raises a `UserError` when they have no episode in common.
+    """
+    a, b = first.returns_by_key(), second.returns_by_key()
+    try:
+        paired = paired_difference(a, b, over=over)
+    except UserError as error:
+        raise UserError(f"cannot compare '{first.label}' with '{second.label}': {error}") from None
+    warnings, notes = _setup_differences(first, second)
+    return Comparison(
+        first=first.label,
+        second=second.label,
+        paired=paired,
+        unpaired_first=len(a) - paired.pairs,
+        unpaired_second=len(b) - paired.pairs,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
+
+
+def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
+    """The comparison as a table of tasks, a last line for the normalised score, and notes."""
+    paired = comparison.paired
+    rows: list[list[str] | None] = [
+        [
+            task,
+            f"{d.mean_first:.1f}",
+            f"{d.mean_second:.1f}",
+            f"{d.difference:+.1f}",
+            _interval_text(d.interval, 1),
+            str(d.pairs),
+        ]
+        for task, d in paired.tasks.items()
+    ]
+    means = [[d.mean_first for d in paired.tasks.values()], [d.mean_second for d in paired.tasks.values()]]
+    scores = [f"{sum(values) / len(values) / 10:.2f}" for values in means]
+    overall = _interval_text(paired.interval, 2)
+    last = ["normalised score", *scores, f"{paired.difference:+.2f}", overall, str(paired.pairs)]
+    table = format_table(
+        ["task", "a", "b", "b - a", "95% interval", "pairs"], [*rows, None, last], style=style
+    )
+    lines = [f"a: {comparison.first}", f"b: {comparison.second}", "", table, ""]
+    tasks = len(paired.tasks)
+    pairs = f"{paired.pairs} pair{'s' * (paired.pairs != 1)} of episodes on {tasks} task{'s' * (tasks != 1)}"
+    if comparison.unpaired_first or comparison.unpaired_second:
+        pairs += (
+            f"; without a partner and left out: {comparison.unpaired_first} of a, "
+            f"{comparison.unpaired_second} of b"
+        )
+    lines.append(f"{pairs}.")
+    if paired.interval is not None:
+        lines.append(f"Normalised score: 95% bootstrap interval over {paired.over}.")
+    if paired.interval_note:
+        lines.append(f"Note: {paired.interval_note}.")
+    lines += [f"Warning: {warning}." for warning in comparison.warnings]
+    lines += [f"Note: {note}." for note in comparison.notes]
+    return "\n".join(lines)
+
+
+def _setup_differences(first: EvaluationResult, second: EvaluationResult) -> tuple[list[str], list[str]]:
+    warnings: list[str] = []
+    notes: list[str] = []
+    if first.tasks != second.tasks:
+        only_a = [task for task in first.tasks if task not in second.tasks]
+        only_b = [task for task in second.tasks if task not in first.tasks]
+        details = "; ".join(
+            f"only in {side}: {', '.join(tasks)}" for side, tasks in (("a", only_a), ("b", only_b)) if tasks
+        )
+        warnings.append(
+            f"task sets differ ('{first.task_set}' and '{second.task_set}'): {details or 'another order'}"
+        )
+    versions = _differing(first.versions, second.versions)
+    simulators = [text for key, text in versions.items() if key in SIMULATORS]
+    others = [text for key, text in versions.items() if key not in SIMULATORS]
+    settings = _differing(_flat(first.configuration), _flat(second.configuration))
+    planner = [text for key, text in settings.items() if "planner" in key.split(".")]
+    rest = [key for key in settings if "planner" not in key.split(".")]
+    if simulators:
+        warnings.append(f"simulator versions differ: {', '.join(simulators)}")
+    if planner:
+        warnings.append(f"planner settings differ: {', '.join(planner)}")
+    if others:
+        notes.append(f"other versions differ: {', '.join(others)}")
+    if rest:
+        notes.append(f"other settings differ: {', '.join(rest)}")
+    if first.machine.device != second.machine.device:
+        notes.append(f"devices differ: {first.machine.device} -> {second.machine.device}")
+    return warnings, notes
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
+    """Keys whose values differ, each with a text that shows both."""
+    differing: dict[str, str] = {}
+    for key in sorted(first.keys() | second.keys()):
+        a, b = first.get(key, "absent"), second.get(key, "absent")
+        if a != b:
+            differing[key] = f"{key} {a} -> {b}"
+    return differing
+
+
+def _flat(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in configuration.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _interval_text(interval: Interval | None, digits: int) -> str:
+    return "-" if interval is None else f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}"
