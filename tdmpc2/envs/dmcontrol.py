@@ -1,0 +1,60 @@
+"""From a task name to its dm_control environment. dm_control is imported here, on the first call, and not
+before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from tdmpc2.tasks import check_task_names
+
+# Domains and tasks whose names here differ from dm_control's.
+_DOMAINS = {"cup": "ball_in_cup"}
+
+
+def build(task: str, seed: int | None = None) -> Any:
+    """A fresh `dm_control.rl.control.Environment` of a task, its random state started from `seed`.
+
+    Raises `UserError` for an unknown task.
+    """
+    check_task_names([task])
+    suite, custom_tasks = _load()
+    if task in custom_tasks.BUILDERS:
+        return custom_tasks.BUILDERS[task](seed)
+    domain, name = task.split("-", maxsplit=1)
+    return suite.load(_DOMAINS.get(domain, domain), name.replace("-", "_"), task_kwargs={"random": seed})
+
+
+def physics_error() -> type[Exception]:
+    """The class that dm_control raises when a simulation diverges; for use where an environment exists
+    already.
+    """
+    from dm_control.rl.control import PhysicsError
+
+    return PhysicsError
+
+
+def _load() -> tuple[Any, Any]:
+    """dm_control's suite and the custom tasks, imported without OpenGL.
+
+    dm_control and mujoco choose an OpenGL back end when they are imported, and fail or warn where there is
+    none. Physics needs none, and `rendering` loads its own, so both are told to load none unless the program
+    has imported them already.
+    """
+    if "dm_control.mujoco" in sys.modules:
+        from dm_control import suite
+    else:
+        chosen = os.environ.get("MUJOCO_GL")
+        os.environ["MUJOCO_GL"] = "disabled"
+        try:
+            from dm_control import suite
+        finally:
+            if chosen is None:
+                del os.environ["MUJOCO_GL"]
+            else:
+                os.environ["MUJOCO_GL"] = chosen
+    from tdmpc2.envs import custom_tasks
+
+    return suite, custom_tasks
