@@ -4,10 +4,11 @@ before.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from typing import Any
 
+from tdmpc2.envs.rendering import environment
 from tdmpc2.tasks import check_task_names
 
 # Domains and tasks whose names here differ from dm_control's.
@@ -40,21 +41,12 @@ def _load() -> tuple[Any, Any]:
     """dm_control's suite and the custom tasks, imported without OpenGL.
 
     dm_control and mujoco choose an OpenGL back end when they are imported, and fail or warn where there is
-    none. Physics needs none, and `rendering` loads its own, so both are told to load none unless the program
-    has imported them already.
+    none. Physics needs none, and `rendering` loads one when a frame is wanted, so both are told to load none
+    unless the program has imported them already.
     """
-    if "dm_control.mujoco" in sys.modules:
+    loaded = "dm_control.mujoco" in sys.modules
+    with contextlib.nullcontext() if loaded else environment(MUJOCO_GL="disabled"):
         from dm_control import suite
-    else:
-        chosen = os.environ.get("MUJOCO_GL")
-        os.environ["MUJOCO_GL"] = "disabled"
-        try:
-            from dm_control import suite
-        finally:
-            if chosen is None:
-                del os.environ["MUJOCO_GL"]
-            else:
-                os.environ["MUJOCO_GL"] = chosen
     from tdmpc2.envs import custom_tasks
 
     return suite, custom_tasks

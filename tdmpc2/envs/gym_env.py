@@ -60,6 +60,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.episode_steps = widths.episode_steps[0]
         self._decisions = self.episode_steps
         self._obs = np.zeros(widths.obs_dim, np.float32)
+        self._closed = False
 
         self.metadata = {
             **self.metadata,
@@ -87,6 +88,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
         `options` is part of Gymnasium's interface; there are none.
         """
+        self._check_open()
         _check_seed(seed)
         super().reset(seed=seed)
         if seed is not None:
@@ -103,6 +105,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         Raises `UserError` for an action of the wrong shape or with NaN, and for a step after an episode's
         end.
         """
+        self._check_open()
         if self._decisions >= self.episode_steps:
             raise UserError(f"{self.task_name}: the episode has ended or not begun; call reset() first.")
         control = self._checked(action)
@@ -135,6 +138,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def render(self) -> NDArray[np.uint8]:
         """The present frame, uint8 [height, width, 3]."""
+        self._check_open()
         if self._renderer is None:
             raise RenderError(
                 f"{self.task_name} was made without frames; make it with render_mode='rgb_array'."
@@ -142,9 +146,16 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._renderer.frame()
 
     def close(self) -> None:
-        """Frees the OpenGL context, if there is one."""
-        if self._renderer is not None:
-            self._renderer.close()
+        """Frees the simulation and its OpenGL context, if there is one; the environment is of no use after
+        it.
+        """
+        self._closed = True
+        self._renderer = None
+        self.physics.free()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError(f"{self.task_name}: the environment is closed; make a new one.")
 
     def _checked(self, action: ArrayLike) -> NDArray[np.float64]:
         values = np.asarray(action, dtype=np.float64)

@@ -7,13 +7,13 @@ OpenGL.
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import functools
 import importlib
 import os
 import subprocess
 import sys
-import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,10 @@ def choose_backend() -> str:
 
 def _try_out(backend: str) -> str | None:
     """Why a back end does not work here, or None if it does."""
-    environment = {**os.environ, "MUJOCO_GL": "disabled"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE, backend],
-            env=environment,
+            env={**os.environ, "MUJOCO_GL": "disabled"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -82,80 +81,67 @@ def _try_out(backend: str) -> str | None:
     return lines[-1] if lines else f"ended with code {done.returncode}"
 
 
+def load_renderer() -> None:
+    """Gives dm_control the chosen back end, unless the program loaded dm_control with one of its own.
+
+    `dmcontrol` imports dm_control without a back end. dm_control's one place of choice is run again here, so
+    that an environment made earlier, without frames, does not keep later ones from drawing.
+    """
+    from dm_control import _render
+
+    if _render.BACKEND in (None, "off"):
+        # Drawing stays in the calling thread with every back end: OSMesa's would get a thread of its own,
+        # which is gone before the contexts that are freed at the interpreter's end.
+        with environment(MUJOCO_GL=choose_backend(), DISABLE_RENDER_THREAD_OFFLOADING="1"):
+            importlib.reload(_render)
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets environment variables while something is imported that reads them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class FrameRenderer:
     """Draws one environment's scene from one camera. Use it from the thread that made it."""
 
     def __init__(self, physics: Any, *, camera: int | str, width: int, height: int) -> None:
-        self._gl_context: Any = None
-        self._context: Any = None
         if width < 1 or height < 1:
             raise UserError(f"a frame must be at least 1 x 1 pixels, not {width} x {height}.")
-        backend = choose_backend()
-        import mujoco
-
-        model = physics.model.ptr
-        self._data = physics.data.ptr
-        self._model = model
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = _camera_id(model, camera)
-        model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
-        model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+        number = _camera_number(physics.model, camera)
+        sizes = physics.model.vis.global_
+        sizes.offwidth, sizes.offheight = max(width, sizes.offwidth), max(height, sizes.offheight)
         try:
-            self._gl_context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
-            self._gl_context.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            load_renderer()
+            from dm_control import mujoco
+
+            self._camera = mujoco.Camera(physics, height=height, width=width, camera_id=number)
+        except RenderError:
+            raise
         # Whatever a driver or PyOpenGL raises (AttributeError and OSError among them) means the same to the
         # user.
         except Exception as error:
-            self.close()
-            raise RenderError(f"OpenGL back end '{backend}' failed: {error!r}. {_ADVICE}") from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        self._options = mujoco.MjvOption()
-        self._rectangle = mujoco.MjrRect(0, 0, width, height)
-        self._pixels = np.zeros((height, width, 3), np.uint8)
-        self._mujoco = mujoco
-        # A context must be freed before the interpreter's end takes the OpenGL library away.
-        atexit.register(_close_if_alive, weakref.ref(self))
+            raise RenderError(f"OpenGL could not be started: {error!r}. {_ADVICE}") from error
 
     def frame(self) -> NDArray[np.uint8]:
         """The scene as it is now, uint8 [height, width, 3], top row first."""
-        if self._context is None:
-            raise RenderError("the environment is closed; make a new one to draw frames.")
-        mj = self._mujoco
-        self._gl_context.make_current()
-        mj.mjv_updateScene(
-            self._model, self._data, self._options, None, self._camera, mj.mjtCatBit.mjCAT_ALL, self._scene
-        )
-        mj.mjr_render(self._rectangle, self._scene, self._context)
-        mj.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
-        return self._pixels[::-1].copy()
-
-    def close(self) -> None:
-        """Frees the OpenGL context; a second call does nothing."""
-        if self._context is not None:
-            self._gl_context.make_current()
-            self._context.free()
-            self._context = None
-        if self._gl_context is not None:
-            self._gl_context.free()
-            self._gl_context = None
-
-    def __del__(self) -> None:
-        self.close()
+        frame: NDArray[np.uint8] = self._camera.render()
+        return frame.copy()
 
 
-def _camera_id(model: Any, camera: int | str) -> int:
-    names = [model.camera(index).name for index in range(model.ncam)]
+def _camera_number(model: Any, camera: int | str) -> int:
+    names = [model.id2name(number, "camera") for number in range(model.ncam)]
     if isinstance(camera, str) and camera in names:
         return names.index(camera)
     if isinstance(camera, int) and 0 <= camera < len(names):
         return camera
-    raise UserError(f"camera {camera!r} is not in the model, which has {dict(enumerate(names))}.")
-
-
-def _close_if_alive(renderer: weakref.ref[FrameRenderer]) -> None:
-    alive = renderer()
-    if alive is not None:
-        alive.close()
+    raise UserError(f"camera {camera!r} is not in the model, whose cameras are {dict(enumerate(names))}.")
