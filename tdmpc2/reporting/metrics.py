@@ -67,8 +67,6 @@ class MetricLogger:
     ) -> None:
         place = Path(folder)
         self._sinks: list[Sink] = [FileSink(place, resume_step)]
-        if settings.console:
-            self._sinks.append(ConsoleSink(total_steps, resume_step or 0, console_metrics))
         if settings.tensorboard:
             self._sinks.append(TensorBoardSink(place, resume_step))
         if settings.wandb and settings.wandb_mode != "disabled":
@@ -83,6 +81,8 @@ class MetricLogger:
                     resume_step=resume_step,
                 )
             )
+        if settings.console:  # last: its clock starts when the others are ready
+            self._sinks.append(ConsoleSink(total_steps, resume_step or 0, console_metrics))
 
     def log(self, step: int, metrics: Mapping[str, float], category: Category = "train") -> None:
         """Logs named numbers at a step (updates done so far); anything `float` takes is accepted."""
