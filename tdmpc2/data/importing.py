@@ -56,7 +56,7 @@ def import_files(
     """Imports files in the published format, each as one shard; `report` is called after every block.
 
     All files are opened and laid against the store before the first is read. One whose content is in the
-    store already (same size and fingerprint, whatever its name) is skipped, so an interrupted import is resumed
+    store already (same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed
     by running it again. Raises a `DataError` naming the file; files imported before it stay.
     """
     files = [PublishedFile.open(path) for path in paths]

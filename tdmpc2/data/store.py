@@ -272,7 +272,8 @@ class EpisodeStore:
         source: str = "",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Adds obs [E,T,O], action [E,T,A], reward [E,T], task [E] as one shard: checked, durable on return."""
+        """Adds obs [E,T,O], action [E,T,A], reward [E,T], task [E] as one shard: checked, durable "
+        "on return."""
         with self.writer(source=source, details=details) as writer:
             writer.write(obs, action, reward, task)
 
