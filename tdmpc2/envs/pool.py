@@ -35,7 +35,7 @@ _BOOTSTRAP = (
 _SINGLE_THREADED = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1"
 )
-_EXIT_SECONDS = 2.0
+_EXIT_SECONDS = 1.0
 
 
 class EnvPoolError(UserError):
@@ -121,6 +121,11 @@ class EnvPool:
     def tasks(self) -> tuple[str | None, ...]:
         """The task in each slot, None before its first reset."""
         return tuple(self._tasks)
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The process id of each worker; this process's own where there are none."""
+        return tuple(worker.pid for worker in self._workers)
 
     def reset(self, slots: Sequence[int], tasks: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
         """Starts an episode of `tasks[i]` with `seeds[i]` in `slots[i]`; returns observations float32
@@ -264,6 +269,8 @@ class _Request:
 class _Worker(Protocol):
     """Where slots live. Requests are answered in their order, so the number of a request is its ticket."""
 
+    pid: int
+
     def send(self, kind: str, work: list[Any]) -> int: ...
 
     def wait(self, ticket: int) -> Failure | None: ...
@@ -282,6 +289,7 @@ class _InProcess:
         self._slots = slots
         self._sent = 0
         self._failure: Failure | None = None
+        self.pid = os.getpid()
 
     def send(self, kind: str, work: list[Any]) -> int:
         self._failure = self._failure or self._slots.run(kind, work)
@@ -316,11 +324,12 @@ class _Process:
         with theirs:
             post = WorkerPost(theirs.fileno(), memory, index, os.getpid(), layout)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, post.to_json(), *sys.path],
+                [sys.executable, "-P", "-c", _BOOTSTRAP, post.to_json(), *sys.path],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), memory),
             )
+        self.pid = self._process.pid
 
     def send(self, kind: str, work: list[Any]) -> int:
         self._connection.send((kind, work))
@@ -360,9 +369,7 @@ class _Process:
 
 
 def _shut_down(workers: Sequence[_Worker], owner: int) -> None:
-    """Ends all workers, by force those that do not end within two seconds; in a fork of the owner, does
-    nothing.
-    """
+    """Ends all workers, by force those that do not end within a second; nothing in a fork of the owner."""
     if os.getpid() != owner:
         return
     for worker in workers:
