@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,8 +97,9 @@ class MetricLogger:
     def close(self) -> None:
         """Stores what is still under way; more calls do nothing."""
         sinks, self._sinks = self._sinks, []
-        for sink in sinks:
-            sink.close()
+        with contextlib.ExitStack() as stack:  # closes the others even where one cannot
+            for sink in sinks:
+                stack.callback(sink.close)
 
     def __enter__(self) -> MetricLogger:
         return self

@@ -18,6 +18,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
@@ -145,17 +146,19 @@ class FileSink:
         return ["" if not there else "nan" if value is None else str(value) for there, value in cells]
 
     @staticmethod
-    def _open(path: Path) -> TextIO:
+    def _open(path: Path) -> FileIO:
+        # Unbuffered: a row has left this process when `log` returns, and closing cannot fail on leftovers.
         try:
-            return path.open("a", encoding="utf-8", newline="")
+            return path.open("ab", buffering=0)
         except OSError as error:
             raise write_error(path, error) from error
 
     @staticmethod
-    def _append(file: TextIO, path: Path, line: str) -> None:
+    def _append(file: FileIO, path: Path, line: str) -> None:
+        left = line.encode()
         try:
-            file.write(line)
-            file.flush()
+            while left:
+                left = left[file.write(left) :]
         except OSError as error:
             raise write_error(path, error) from error
 
