@@ -34,7 +34,7 @@ class LoggingSettings:
     """Event files in the run folder."""
     wandb: bool = False
     """Weights & Biases; `wandb_mode` says how."""
-    wandb_project: str = "tdmpc2"
+    wandb_project: str = "tdmpc-opt"
     wandb_entity: str | None = None
     """W&B user or team; None is the account's default."""
     wandb_mode: str = "online"
