@@ -24,8 +24,8 @@ from tdmpc2.tasks import TaskSet
 class SliceSampler:
     """Uniform over every (episode, start) of the task set's tasks, with replacement.
 
-    The store's tasks are matched to the task set's by name and its other tasks are never drawn. Widths are
-    cropped (only padding can be) or zero-padded to the task set's.
+    The store's tasks are matched to the task set's by name and its other tasks are never drawn. Rows wider than
+    the task set lose padding columns; narrower ones are refused.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class SliceSampler:
         rows = self._gather(self._episodes[drawn], starts)
         store, tasks = self.store, self.task_set
         return Batch(
-            obs=_fit(rows[:, :, : store.obs_dim], tasks.obs_dim),
-            action=_fit(rows[1:, :, store.obs_dim : -1], tasks.action_dim),
-            reward=_fit(rows[1:, :, -1:], 1),
+            obs=_crop(rows[:, :, : store.obs_dim], tasks.obs_dim),
+            action=_crop(rows[1:, :, store.obs_dim : -1], tasks.action_dim),
+            reward=_crop(rows[1:, :, -1:], 1),
             task=torch.from_numpy(self._tasks[drawn]),
         )
 
@@ -201,11 +201,6 @@ def _below(raw: npt.NDArray[np.uint64], limit: int) -> npt.NDArray[np.int64]:
     return ((high * n + ((low * n) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
 
 
-def _fit(values: npt.NDArray[np.float32], width: int) -> torch.Tensor:
-    """[…,W] -> a contiguous tensor […,width]: cropped, or zero-padded on the right."""
-    have = values.shape[-1]
-    if have >= width:
-        return torch.from_numpy(np.ascontiguousarray(values[..., :width]))
-    fitted = np.zeros((*values.shape[:-1], width), dtype=np.float32)
-    fitted[..., :have] = values
-    return torch.from_numpy(fitted)
+def _crop(values: npt.NDArray[np.float32], width: int) -> torch.Tensor:
+    """[…,W] -> a contiguous tensor […,width]. What falls away is padding: the store's checks say so."""
+    return torch.from_numpy(np.ascontiguousarray(values[..., :width]))

@@ -384,10 +384,11 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._file:
-                if kind is None and self._whole and self.episodes:
-                    self._publish()
+            if kind is None and self._whole and self.episodes:
+                self._publish()
         finally:
+            with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
+                self._file.close()
             with contextlib.suppress(OSError):  # what is left is removed by the next writer
                 self._temporary.unlink(missing_ok=True)
             self._lock.release()

@@ -1,0 +1,197 @@
+"""The sampler: what it draws is a pure function of seed and step, uniform, and exactly the stored slices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_fixtures import make_episodes, make_store
+
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.sampler import Prefetcher, SliceSampler
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.errors import DataError
+from tdmpc2.tasks import task_set
+
+MT30 = task_set("mt30")
+QUICKSTART = task_set("quickstart")
+ALL = list(range(30)) * 2
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("obs", "action", "reward", "task"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
+    """60 episodes of MT30 in three shards."""
+    return make_store(tmp_path_factory.mktemp("store") / "s", MT30, ALL, shards=3)
+
+
+def test_golden_indices(store: EpisodeStore) -> None:
+    """Must never change: a resumed run would draw other slices than it did before."""
+    sampler = SliceSampler(store, MT30, batch_size=6, horizon=3, seed=1)
+    drawn = {step: tuple(x.tolist() for x in sampler.indices(step)) for step in (0, 1, 199_999)}
+    assert drawn == {
+        0: ([18, 50, 9, 1, 54, 3], [13, 4, 7, 3, 4, 14]),
+        1: ([21, 18, 49, 16, 33, 10], [7, 10, 6, 15, 8, 4]),
+        199_999: ([55, 12, 19, 17, 8, 55], [15, 0, 3, 11, 11, 16]),
+    }
+
+
+def test_batches_are_the_stored_slices(store: EpisodeStore) -> None:
+    sampler = SliceSampler(store, MT30, batch_size=256, horizon=3, seed=0)
+    batch = sampler.batch(5)
+    assert batch.obs.shape == (4, 256, 24) and batch.obs.dtype == torch.float32
+    assert batch.action.shape == (3, 256, 6) and batch.reward.shape == (3, 256, 1)
+    assert batch.task.shape == (256,) and batch.task.dtype == torch.int64
+    episodes, starts = sampler.indices(5)
+    assert len(np.unique(np.searchsorted(store.shard_starts, episodes, side="right"))) == 3
+    assert starts.min() == 0 and starts.max() == 17
+    for column, (index, start) in enumerate(zip(episodes, starts, strict=True)):
+        episode = store.episode(int(index))
+        np.testing.assert_array_equal(batch.obs[:, column], episode["obs"][start : start + 4])
+        np.testing.assert_array_equal(batch.action[:, column], episode["action"][start + 1 : start + 4])
+        np.testing.assert_array_equal(batch.reward[:, column, 0], episode["reward"][start + 1 : start + 4])
+        assert MT30.tasks[int(batch.task[column])] == episode["task"]
+    for values in (batch.obs, batch.action, batch.reward):
+        assert values.isfinite().all() and values.is_contiguous()
+
+
+@pytest.mark.parametrize("horizon", [1, 20])
+def test_shortest_and_longest_slices(store: EpisodeStore, horizon: int) -> None:
+    batch = SliceSampler(store, MT30, batch_size=32, horizon=horizon, seed=0).batch(0)
+    assert batch.obs.shape == (horizon + 1, 32, 24) and batch.action.shape == (horizon, 32, 6)
+    assert batch.reward.isfinite().all()
+
+
+def test_a_batch_depends_on_seed_and_step_alone(store: EpisodeStore, tmp_path: Path) -> None:
+    sampler = SliceSampler(store, MT30, batch_size=64, horizon=3, seed=7)
+    forward = [sampler.batch(step) for step in range(4)]
+    backward = [SliceSampler(store, MT30, 64, 3, 7).batch(step) for step in reversed(range(4))]
+    assert all(same(a, b) for a, b in zip(forward, reversed(backward), strict=True))
+    assert not same(forward[0], forward[1])
+    assert not same(forward[0], SliceSampler(store, MT30, 64, 3, 8).batch(0))
+    one_shard = make_store(tmp_path / "s", MT30, ALL)
+    assert same(forward[2], SliceSampler(one_shard, MT30, 64, 3, 7).batch(2))
+
+
+def test_every_slice_is_equally_likely(store: EpisodeStore) -> None:
+    """Chi-square over all 60 x 18 slices; the limit is 6 standard deviations above its mean."""
+    sampler = SliceSampler(store, MT30, batch_size=1024, horizon=3, seed=3)
+    counts = np.zeros((60, 18))
+    for step in range(200):
+        np.add.at(counts, sampler.indices(step), 1)
+    expected = 200 * 1024 / counts.size
+    freedom = counts.size - 1
+    assert ((counts - expected) ** 2 / expected).sum() < freedom + 6 * np.sqrt(2 * freedom)
+
+
+def test_tasks_are_matched_by_name_and_padding_cropped(store: EpisodeStore) -> None:
+    sampler = SliceSampler(store, QUICKSTART, batch_size=200, horizon=3, seed=0)
+    assert sampler.num_episodes == 8
+    batch = sampler.batch(0)
+    assert batch.obs.shape[-1] == 8 and batch.action.shape[-1] == 2
+    assert sorted(batch.task.unique().tolist()) == [0, 1, 2, 3]
+    for column, (index, start) in enumerate(zip(*sampler.indices(0), strict=True)):
+        episode = store.episode(int(index))
+        assert QUICKSTART.tasks[int(batch.task[column])] == episode["task"]
+        np.testing.assert_array_equal(batch.obs[:, column], episode["obs"][start : start + 4, :8])
+        assert not episode["obs"][:, 8:].any()
+
+
+def test_a_single_task(store: EpisodeStore) -> None:
+    batch = SliceSampler(store, task_set("pendulum-spin"), batch_size=50, horizon=3, seed=0).batch(0)
+    assert batch.obs.shape[-1] == 3 and batch.action.shape[-1] == 1
+    assert batch.task.tolist() == [0] * 50
+
+
+def test_faults_are_named(store: EpisodeStore, tmp_path: Path) -> None:
+    some = make_store(tmp_path / "s", QUICKSTART, [0, 2, 2])
+    with pytest.raises(
+        DataError, match="no episodes of reacher-easy, pendulum-spin, which task set 'quickstart'"
+    ):
+        SliceSampler(some, QUICKSTART, 8, 3, 0)
+    with pytest.raises(
+        DataError, match="found rows of obs 8 and action 2, but task 'walker-stand' needs 24 and 6"
+    ):
+        SliceSampler(some, MT30, 8, 3, 0)
+    for horizon in (0, 21):
+        with pytest.raises(DataError, match=f"found horizon {horizon}, expected 1 to 20"):
+            SliceSampler(store, MT30, 8, horizon, 0)
+    with pytest.raises(DataError, match="found batch_size 0"):
+        SliceSampler(store, MT30, 0, 3, 0)
+    with pytest.raises(DataError, match="found seed -1"):
+        SliceSampler(store, MT30, 8, 3, -1)
+
+
+def test_large_seeds_and_steps(store: EpisodeStore) -> None:
+    sampler = SliceSampler(store, MT30, 8, 3, 2**64 - 1)
+    assert not same(sampler.batch(2**40), sampler.batch(2**40 + 1))
+
+
+def test_prefetching_keeps_the_order_and_resumes(store: EpisodeStore) -> None:
+    sampler = SliceSampler(store, MT30, batch_size=16, horizon=3, seed=0)
+    expected = [sampler.batch(step) for step in range(30)]
+    with Prefetcher(sampler, "cpu", depth=3) as batches:
+        first = [next(batches) for _ in range(13)]
+    with Prefetcher(sampler, "cpu", start_step=13, depth=1) as batches:
+        rest = [next(batches) for _ in range(17)]
+    assert all(same(a, b) for a, b in zip(expected, first + rest, strict=True))
+
+
+def test_a_prefetcher_stops_cleanly(store: EpisodeStore) -> None:
+    sampler = SliceSampler(store, MT30, batch_size=16, horizon=3, seed=0)
+    before = threading.active_count()
+    batches = Prefetcher(sampler, "cpu", depth=2)
+    next(batches)
+    started = time.monotonic()
+    batches.close()
+    batches.close()
+    assert time.monotonic() - started < 2
+    assert threading.active_count() == before
+    assert list(batches) == []
+    with pytest.raises(DataError, match="found prefetch depth 0"):
+        Prefetcher(sampler, "cpu", depth=0)
+
+
+def test_an_error_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
+    """The shard's file is gone when its first batch is drawn."""
+    sampler = SliceSampler(make_store(tmp_path / "s", MT30, ALL), MT30, 16, 3, 0)
+    (tmp_path / "s" / "shard-00000.rows").unlink()
+    with Prefetcher(sampler, "cpu") as batches:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"shard-00000\.rows: cannot be mapped"):
+                next(batches)
+
+
+def test_a_nan_in_the_store_can_be_traced(tmp_path: Path) -> None:
+    """Rows damaged on disk reach the batch, whose episodes `indices` names."""
+    store = make_store(tmp_path / "s", MT30, ALL)
+    rows = np.memmap(tmp_path / "s" / "shard-00000.rows", dtype="<f4", mode="r+", shape=(60, 21, 31))
+    rows[11, 1:] = np.nan
+    rows.flush()
+    sampler = SliceSampler(store, MT30, 256, 3, 0)
+    bad = ~sampler.batch(0).obs.isfinite().all(dim=-1).all(dim=0)
+    episodes, _ = sampler.indices(0)
+    assert bad.any() and set(episodes[bad.numpy()].tolist()) == {11}
+
+
+@pytest.mark.cuda
+def test_prefetching_to_cuda(store: EpisodeStore) -> None:
+    sampler = SliceSampler(store, MT30, batch_size=256, horizon=3, seed=0)
+    with Prefetcher(sampler, "cuda", depth=3) as batches:
+        for step in range(50):
+            batch = next(batches)
+            assert batch.obs.device.type == "cuda"
+            assert same(batch.to("cpu"), sampler.batch(step))
+
+
+def test_episodes_of_the_fixture_differ() -> None:
+    """The slices above tell episodes and steps apart only if all rows differ."""
+    obs = make_episodes(MT30, ALL, 21, 24, 6)["obs"]
+    assert len(np.unique(obs[:, :, 0])) == 60 * 21

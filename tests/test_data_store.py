@@ -1,0 +1,374 @@
+"""The episode store: what goes in comes out, bad episodes stay out, no interruption leaves half a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_fixtures import ROOT, make_episodes, make_store
+
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.errors import DataError, UserError
+from tdmpc2.tasks import QUICKSTART, task_set
+
+TASKS = task_set("quickstart")
+IDS = [0, 1, 2, 3, 1]
+
+
+def episodes(ids: list[int] | None = None, steps: int = 21) -> dict[str, np.ndarray]:
+    return make_episodes(TASKS, IDS if ids is None else ids, steps, TASKS.obs_dim, TASKS.action_dim)
+
+
+def assert_holds(store: EpisodeStore, data: dict[str, np.ndarray]) -> None:
+    assert len(store) == len(data["task"])
+    np.testing.assert_array_equal(store.task_ids, data["task"])
+    for index in range(len(store)):
+        episode = store.episode(index)
+        for key in ("obs", "action", "reward"):
+            np.testing.assert_array_equal(episode[key], data[key][index])
+        assert episode["task"] == store.tasks[data["task"][index]]
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    data = episodes()
+    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21, notes="a note")
+    assert len(store) == 0 and store.num_transitions == 0 and store.returns().shape == (0,)
+    store.append(**data, source="here", details={"seed": 1})
+    for opened in (store, EpisodeStore.open(tmp_path / "s")):
+        assert_holds(opened, data)
+        assert opened.num_transitions == 5 * 21
+        assert opened.tasks == QUICKSTART and opened.notes == "a note"
+        assert (opened.obs_dim, opened.action_dim, opened.episode_steps) == (8, 2, 21)
+        assert opened.shards[0].source == "here" and opened.shards[0].details == {"seed": 1}
+        np.testing.assert_allclose(opened.returns(), data["reward"][:, 1:].sum(axis=1), rtol=1e-6)
+        assert opened.task_ids.dtype == np.int16 and opened.returns().dtype == np.float32
+        assert opened.verify() == 5 * (21 * 11 * 4 + 2 + 4)
+
+
+def test_the_layout_on_disk_is_the_documented_one(tmp_path: Path) -> None:
+    data = episodes()
+    make_store(tmp_path / "s", TASKS, IDS, shards=2)
+    rows = np.fromfile(tmp_path / "s" / "shard-00001.rows", dtype="<f4").reshape(2, 21, 11)
+    np.testing.assert_array_equal(rows[..., :8], data["obs"][3:])
+    np.testing.assert_array_equal(rows[..., 8:10], data["action"][3:])
+    np.testing.assert_array_equal(rows[..., 10], data["reward"][3:])
+    assert np.fromfile(tmp_path / "s" / "shard-00001.tasks", dtype="<i2").tolist() == [3, 1]
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {
+        "store.json",
+        "store.lock",
+        *(f"shard-0000{i}.{suffix}" for i in (0, 1) for suffix in ("rows", "tasks", "returns")),
+    }
+
+
+def test_a_writer_in_blocks_equals_one_append(tmp_path: Path) -> None:
+    data = episodes()
+    store = make_store(tmp_path / "a", TASKS, IDS)
+    blocks = EpisodeStore.create(tmp_path / "b", QUICKSTART, 8, 2, 21)
+    with blocks.writer() as writer:
+        for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
+            writer.write(**{key: value[part] for key, value in data.items()})
+        assert len(EpisodeStore.open(tmp_path / "b")) == 0
+    assert_holds(blocks, data)
+    assert blocks.shards[0].rows_sha256 == store.shards[0].rows_sha256
+
+
+def test_episodes_are_read_only_and_bounded(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    with pytest.raises(ValueError, match="read-only"):
+        store.episode(0)["obs"][0, 0] = 1
+    for index in (-1, 5):
+        with pytest.raises(DataError, match=f"found episode {index}, expected 0 to 4"):
+            store.episode(index)
+
+
+FAULTS = ["width", "steps", "count", "tasks", "float tasks", "task range", "negative task", "obs", "action"]
+FAULTS += ["reward", "padding"]
+
+
+def bad(change: str) -> tuple[dict[str, np.ndarray], str]:
+    """Episodes with one fault, and what the error must say."""
+    data = episodes()
+    match change:
+        case "width":
+            data["obs"] = data["obs"][:, :, :7]
+            return data, r"found obs \[5, 21, 7\].*expected obs \[episodes, 21, 8\]"
+        case "steps":
+            return episodes(steps=20), r"found obs \[5, 20, 8\].*expected obs \[episodes, 21, 8\]"
+        case "count":
+            data["reward"] = data["reward"][:4]
+            return data, r"reward \[4, 21\]"
+        case "tasks":
+            data["task"] = data["task"][:4]
+            return data, "expected 5 integers"
+        case "float tasks":
+            data["task"] = data["task"].astype(np.float32)
+            return data, "found task float32"
+        case "task range":
+            data["task"][3] = 4
+            return data, "episode 3, key 'task': found 4, expected 0 to 3"
+        case "negative task":
+            data["task"][3] = -1
+            return data, "episode 3, key 'task': found -1, expected 0 to 3"
+        case "obs":
+            data["obs"][2, 0, 1] = np.nan
+            return data, "episode 2, step 0, key 'obs': found nan"
+        case "action":
+            data["action"][2, 1, 1] = np.inf
+            return data, "episode 2, step 1, key 'action': found inf"
+        case "reward":
+            data["reward"][4, 20] = -np.inf
+            return data, "episode 4, step 20, key 'reward': found -inf"
+        case "padding":
+            data["obs"][2, 7, 4] = 0
+            data["obs"][0, 7, 5] = 0.5
+            return (
+                data,
+                "episode 0, step 7, key 'obs': found 0.5 in column 5, expected 0: cartpole-swingup is 5 wide",
+            )
+    raise ValueError(change)
+
+
+@pytest.mark.parametrize("change", FAULTS)
+def test_bad_episodes_are_refused_with_their_place(tmp_path: Path, change: str) -> None:
+    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21)
+    store.append(**episodes())
+    data, message = bad(change)
+    with pytest.raises(DataError, match=f"recording.*{message}"):
+        store.append(**data, source="recording")
+    assert_holds(EpisodeStore.open(tmp_path / "s"), episodes())
+    store.append(**episodes())
+    assert len(EpisodeStore.open(tmp_path / "s")) == 10
+
+
+def test_errors_count_episodes_over_the_blocks(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21)
+    data = bad("reward")[0]
+    with pytest.raises(DataError, match="episode 9, step 20, key 'reward'"), store.writer() as writer:
+        writer.write(**episodes())
+        writer.write(**data)
+    assert len(EpisodeStore.open(tmp_path / "s")) == 0
+
+
+def test_a_refused_block_does_not_spoil_those_before(tmp_path: Path) -> None:
+    """A caller may catch the error of one block and go on: nothing of that block was written."""
+    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21)
+    with store.writer() as writer:
+        writer.write(**episodes())
+        with pytest.raises(DataError):
+            writer.write(**bad("obs")[0])
+    assert_holds(EpisodeStore.open(tmp_path / "s"), episodes())
+    assert EpisodeStore.open(tmp_path / "s").verify()
+
+
+def test_an_error_in_the_writers_block_leaves_nothing(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
+    with pytest.raises(ZeroDivisionError), store.writer() as writer:
+        writer.write(**episodes())
+        raise ZeroDivisionError
+    with store.writer():
+        pass
+    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    with store.writer() as writer:
+        with pytest.raises(DataError, match="another writer has this store open"):
+            EpisodeStore.open(tmp_path / "s").append(**episodes())
+        writer.write(**episodes())
+    assert len(EpisodeStore.open(tmp_path / "s")) == 10
+
+
+def test_two_handles_append_in_turn(tmp_path: Path) -> None:
+    """A handle that opened earlier keeps its view, and appends after what was added meanwhile."""
+    first = make_store(tmp_path / "s", TASKS, IDS)
+    second = EpisodeStore.open(tmp_path / "s")
+    second.append(**episodes([2]))
+    assert len(first) == 5 and len(second) == 6
+    first.append(**episodes([3]))
+    assert [len(first), first.task_ids.tolist()] == [7, [*IDS, 2, 3]]
+    assert first.verify()
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    head = "import sys, time; sys.path.insert(0, 'tests')\nfrom test_data_store import *\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_writer_killed_at_work_leaves_the_store_whole(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    store = make_store(path, TASKS, IDS)
+    process = python(
+        """
+        with EpisodeStore.open(sys.argv[1]).writer() as writer:
+            writer.write(**episodes())
+            writer._file.flush()
+            print("written", flush=True)
+            time.sleep(60)
+        """,
+        path,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "written\n"
+    with pytest.raises(DataError, match="another writer"):
+        store.append(**episodes())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any(p.suffix == ".tmp" for p in path.iterdir())
+    assert_holds(EpisodeStore.open(path), episodes())
+    store.append(**episodes([3]))
+    assert not any(p.suffix == ".tmp" for p in path.iterdir())
+    both = {key: np.concatenate([value, episodes([3])[key]]) for key, value in episodes().items()}
+    assert_holds(EpisodeStore.open(path), both)
+
+
+def test_files_of_a_shard_that_was_never_listed_are_overwritten(tmp_path: Path) -> None:
+    """What a kill leaves between the last shard file and the header."""
+    path = tmp_path / "s"
+    store = make_store(path, TASKS, IDS)
+    header = (path / "store.json").read_bytes()
+    store.append(**episodes([2, 2]))
+    (path / "store.json").write_bytes(header)
+    assert_holds(EpisodeStore.open(path), episodes())
+    EpisodeStore.open(path).append(**episodes([3]))
+    reopened = EpisodeStore.open(path)
+    assert reopened.task_ids.tolist() == [*IDS, 3]
+    assert reopened.verify()
+
+
+def test_a_full_disk_leaves_the_store_whole(tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the write fails midway in the same way."""
+    path = tmp_path / "s"
+    make_store(path, TASKS, IDS)
+    process = python(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        store = EpisodeStore.open(sys.argv[1])
+        with store.writer() as writer:
+            try:
+                for _ in range(400):
+                    writer.write(**episodes())
+            except UserError as error:
+                print(error)
+        """,
+        path,
+    )
+    output, _ = process.communicate(timeout=60)
+    assert "shard-00001.rows" in output and "choose another folder" in output, output
+    assert_holds(EpisodeStore.open(path), episodes())
+    EpisodeStore.open(path).append(**episodes())
+
+
+def edited(path: Path, change: dict[str, Any]) -> None:
+    header = json.loads((path / "store.json").read_text())
+    header.update(change)
+    (path / "store.json").write_text(json.dumps(header))
+
+
+def test_damaged_stores_are_refused_with_the_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with pytest.raises(DataError, match=r"store\.json: found no such file"):
+        EpisodeStore.open(path)
+    make_store(path, TASKS, IDS)
+    good = (path / "store.json").read_bytes()
+    shard = json.loads(good)["shards"][0]
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"format": "other"}, "not the header of an episode store"),
+        ({"version": 2}, "found store version 2, expected 1"),
+        ({"dtype": "float8"}, "found dtype 'float8'"),
+        ({"obs_dim": "8"}, "key 'obs_dim' is '8', expected int"),
+        ({"obs_dim": 9}, r"shard-00000\.rows: found 4620 bytes, expected 5040 bytes"),
+        ({"shards": [3]}, "a shard's entry is not an object"),
+        ({"shards": [{**shard, "name": "../shard-00000"}]}, "not a valid entry"),
+        ({"shards": [{**shard, "episodes": 0}]}, "not a valid entry"),
+        ({"shards": [{k: v for k, v in shard.items() if k != "episodes"}]}, "key 'episodes' is missing"),
+    ]
+    for change, message in faults:
+        edited(path, change)
+        with pytest.raises(DataError, match=message):
+            EpisodeStore.open(path)
+        (path / "store.json").write_bytes(good)
+    for name in ("shard-00000.rows", "shard-00000.tasks", "shard-00000.returns"):
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content[:-1])
+        with pytest.raises(
+            DataError, match=rf"{name}: found {len(content) - 1} bytes, expected {len(content)}"
+        ):
+            EpisodeStore.open(path)
+        (path / name).unlink()
+        with pytest.raises(DataError, match=rf"{name}: found no such file"):
+            EpisodeStore.open(path)
+        (path / name).write_bytes(content)
+    EpisodeStore.open(path)
+    (path / "store.json").write_bytes(good[:-20])
+    with pytest.raises(DataError, match=r"store\.json: is not JSON"):
+        EpisodeStore.open(path)
+
+
+@pytest.mark.parametrize("suffix", ["rows", "tasks", "returns"])
+def test_verify_finds_one_changed_byte(tmp_path: Path, suffix: str) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS, shards=2)
+    file = tmp_path / "s" / f"shard-00001.{suffix}"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"shard-00001\.{suffix}: found SHA-256"):
+        store.verify()
+
+
+def test_create_checks_what_it_is_given(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none twice"):
+        EpisodeStore.create(tmp_path / "s", ["cup-spin", "cup-spin"], 8, 2, 21)
+    with pytest.raises(DataError, match="found obs_dim 5, expected at least 8"):
+        EpisodeStore.create(tmp_path / "s", ["cup-spin"], 5, 2, 21)
+    with pytest.raises(DataError, match="episode_steps 1"):
+        EpisodeStore.create(tmp_path / "s", ["cup-spin"], 8, 2, 1)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "note.txt").write_text("mine")
+    with pytest.raises(DataError, match="choose a new folder"):
+        EpisodeStore.create(tmp_path / "s", ["cup-spin"], 8, 2, 21)
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        EpisodeStore.create(tmp_path / "s" / "note.txt" / "t", ["cup-spin"], 8, 2, 21)
+
+
+def test_tasks_without_an_environment_can_be_stored(tmp_path: Path) -> None:
+    """Their own widths are unknown, so their padding is not checked."""
+    store = EpisodeStore.create(tmp_path / "s", ["mw-reach"], 8, 2, 21)
+    data = episodes([1])
+    store.append(**{**data, "task": np.zeros(1, int)})
+    assert store.episode(0)["task"] == "mw-reach"
+
+
+def test_check_space_names_what_is_needed(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    store.check_space(1)
+    with pytest.raises(
+        DataError, match=r"GB free, expected at least [\d.]+ GB for 1,000,000,000,000 episodes"
+    ):
+        store.check_space(10**12)
+
+
+def test_opening_a_store_needs_no_torch() -> None:
+    code = "import sys, tdmpc2.data.store, tdmpc2.data.importing; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        ).returncode
+        == 0
+    )
