@@ -18,6 +18,8 @@ from tdmpc2.tasks import TaskSet
 # Planning a few environments at a time keeps a CPU's caches warm; a GPU wants all of them at once.
 _CPU_CHUNK = 4
 
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -180,24 +182,28 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 def load_agent(
     path: str | Path,
-    task: str | None = None,
+    task: str | TaskSet | None = None,
     device: str | torch.device = "auto",
     planner: PlannerSettings | None = None,
+    precision: str = "float32",
 ) -> Agent:
-    """An agent from a checkpoint of any supported format, weights in float32.
+    """An agent from a checkpoint of any supported format.
 
     Args:
         path: a released `.pt` file or this project's `.safetensors`.
-        task: name of the task set; needed for released files, which do not name theirs.
+        task: the task set or its name; needed for released files, which do not name theirs.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         planner: the planner's numbers; default the papers'.
+        precision: arithmetic of the model, `float32`, or on CUDA `float16` or `bfloat16`.
 
     Raises:
         CheckpointError: when the file is damaged or does not fit the task set.
         UserError: when the device is not there.
     """
-    model, tasks, _ = load_model(path, task, resolve_device(device))
-    missing = set(ACTING_PARTS) - model.parts
-    if missing:
-        raise UserError(f"{path}: cannot act without {', '.join(sorted(missing))}.")
-    return Agent(model, tasks, planner)
+    place = resolve_device(device)
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
+    if place.type == "cpu" and precision != "float32":
+        raise UserError(f"precision={precision} needs CUDA: this CPU path computes in float32 only.")
+    model, tasks, _ = load_model(path, task, place, ACTING_PARTS)
+    return Agent(model.to(PRECISIONS[precision]), tasks, planner)

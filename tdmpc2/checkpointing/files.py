@@ -184,8 +184,8 @@ def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | N
             )
 
 
-def checkpoint_task_set(checkpoint: Checkpoint, task: str | None = None) -> TaskSet:
-    """The task set of a checkpoint: its own, or the one called `task`, which must agree with the weights.
+def checkpoint_task_set(checkpoint: Checkpoint, task: str | TaskSet | None = None) -> TaskSet:
+    """The task set of a checkpoint: its own, or the one given or named, which must agree with the weights.
 
     Raises:
         CheckpointError: naming the file, what it holds and what was expected, when they do not agree.
@@ -198,8 +198,11 @@ def checkpoint_task_set(checkpoint: Checkpoint, task: str | None = None) -> Task
                 "give task=mt30 (or the name of the one task it was trained on)."
             )
         return task_set(meta.task_set, meta.tasks)
-    # A name of the checkpoint's own, say of a custom set, means the checkpoint's tasks.
-    expected = task_set(task, meta.tasks if meta is not None and task == meta.task_set else None)
+    if isinstance(task, TaskSet):
+        expected = task
+    else:
+        # The name of the checkpoint's own set, say of a custom one, means the checkpoint's tasks.
+        expected = task_set(task, meta.tasks if meta is not None and task == meta.task_set else None)
     if meta is not None and meta.tasks != expected.tasks:
         raise CheckpointError(
             f"{checkpoint.path}: trained on task set '{meta.task_set}' ({', '.join(meta.tasks)}), "
@@ -247,7 +250,7 @@ def build_model(
 
 def load_model(
     path: str | Path,
-    task: str | None = None,
+    task: str | TaskSet | None = None,
     device: torch.device | str = "cpu",
     parts: Iterable[Part] | None = None,
 ) -> tuple[WorldModel, TaskSet, Checkpoint]:

@@ -1,0 +1,1 @@
+"""Configuration: typed Hydra schemas, and their conversion into the rooms' frozen settings."""

@@ -1,0 +1,121 @@
+"""Makes the bundled teacher of `make quickstart`: trains on a growing dataset that it collects itself.
+
+python scripts/make_teacher.py --out checkpoints/quickstart_teacher.safetensors --work logs/quickstart_teacher
+
+Rounds of: collect episodes with the current model and noise into a store, then train on all of it. The first episodes
+come from oscillating and uniform random actions. The last whole round's model is kept at --out after every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tdmpc2.agent import Agent, resolve_device
+from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
+from tdmpc2.data.importing import open_or_create
+from tdmpc2.data.sampler import Prefetcher, SliceSampler
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.envs import EnvPool
+from tdmpc2.errors import UserError
+from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
+from tdmpc2.losses import LossWeights
+from tdmpc2.model import WorldModel, model_dims, published_size
+from tdmpc2.planner import PlannerSettings
+from tdmpc2.rollout import AgentController, Controller, RandomController
+from tdmpc2.rollout.collecting import collect
+from tdmpc2.tasks import TaskSet, task_set
+from tdmpc2.training import Learner, OptimiserSettings
+
+COLLECTING_PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
+
+
+def grow(
+    store: EpisodeStore,
+    tasks: TaskSet,
+    episodes: int,
+    seed: int,
+    source: str,
+    controller: Callable[[int], Controller],
+) -> str:
+    """Collects and says what it got."""
+
+    def pool(jobs: int) -> EnvPool:
+        return EnvPool(tasks, num_envs=jobs, num_workers=0)
+
+    got = collect(store, tasks.tasks, episodes, controller, pool, seed=seed, source=source)
+    return " ".join(f"{t} {sum(r) / max(len(r), 1):.0f}" for t, r in got.returns.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the teacher's checkpoint (.safetensors)")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the growing store; must not exist")
+    parser.add_argument("--task", default="quickstart", help="task set (quickstart)")
+    parser.add_argument("--model-size", type=int, default=5, help="published size that it starts from (5)")
+    parser.add_argument("--num-q", type=int, default=2, help="heads of Q; fewer are cheaper (2)")
+    parser.add_argument("--minutes", type=float, default=30, help="no round starts after this many minutes (30)")
+    parser.add_argument("--updates", type=int, default=1500, help="updates a round (1500)")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--matmul-precision", default="medium", choices=("highest", "high", "medium"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args()
+
+    torch.set_float32_matmul_precision(a.matmul_precision)
+    torch.manual_seed(a.seed)
+    device = resolve_device(a.device)
+    tasks = task_set(a.task)
+    dims = replace(model_dims(a.model_size, tasks.obs_dim, tasks.action_dim, len(tasks)), num_q=a.num_q)
+    model = WorldModel(dims, tasks.action_masks() if tasks.multitask else None)
+    model.init_weights(torch.Generator().manual_seed(a.seed))
+    model.to(device)
+    learner = Learner(model, torch.from_numpy(tasks.discounts()), LossWeights(), OptimiserSettings(), a.seed)
+    agent = Agent(model, tasks, COLLECTING_PLANNER)
+    if a.work.exists():
+        raise UserError(f"{a.work} exists; name a new folder.")
+    store = open_or_create(a.work / "store", tasks)
+    for oscillate, episodes in ((True, 10), (False, 4)):
+        name = "oscillating" if oscillate else "uniform"
+        controller = lambda slots, o=oscillate: RandomController(tasks, slots, oscillate=o, noise=0.1)  # noqa: E731
+        print(f"{name}: {grow(store, tasks, episodes, a.seed, name, controller)}", flush=True)
+
+    started, step, number = time.perf_counter(), 0, 0
+    while (minutes := (time.perf_counter() - started) / 60) < a.minutes:
+        number += 1
+        updates = a.updates * (2 if number == 1 else 1)
+        sampler = SliceSampler(store, tasks, a.batch_size, 3, a.seed)
+        with Prefetcher(sampler, device, step) as batches:
+            for _ in range(updates):
+                metrics = learner.update(next(batches), None)
+        step += updates
+        result = evaluate(agent, EvaluationSettings(episodes=1, mpc=False, greedy=True, num_workers=0), label="prior")
+        returns = " ".join(f"{t} {r[0]:.0f}" for t, r in result.returns().items())
+        print(
+            f"round {number}, {minutes:.1f} min, {step} updates, {len(store)} episodes, "
+            f"loss {float(metrics['total_loss']):.3f}; prior: {returns}",
+            flush=True,
+        )
+        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("out", "work")}
+        metadata = CheckpointMetadata(
+            tasks.name, tasks.tasks, dims, published_size(dims), step, config=config
+        )
+        save_checkpoint(a.out, model.state_dict(), metadata)
+        for label, mpc, noise, episodes in (("prior", False, 0.3, 2), ("prior", False, 0.1, 1), ("planner", True, 0.1, 1)):
+            source = f"round {number}, {label}, noise {noise}"
+            controller = lambda slots, m=mpc, n=noise: AgentController(agent, slots, mpc=m, noise=n)  # noqa: E731
+            print(f"  {label} with noise {noise}: {grow(store, tasks, episodes, a.seed, source, controller)}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

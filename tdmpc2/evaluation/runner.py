@@ -1,0 +1,162 @@
+"""Evaluation of an agent: episodes of every task, run many at a time (method: planning and evaluation)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tdmpc2.agent import Agent
+from tdmpc2.envs import EnvPool, episode_seed
+from tdmpc2.errors import UserError
+from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
+from tdmpc2.rollout import AgentController, Job, run_episodes
+
+# Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
+_MOST_ENVS = {"cpu": 60, "cuda": 300}
+_VIDEO_FPS = 25
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to evaluate.
+
+    Attributes:
+        episodes: of each task.
+        tasks: names; None for all of the agent's.
+        seed: with the task and the episode's number it decides an episode.
+        mpc: plan; False takes the policy prior alone.
+        greedy: leave the exploration noise out; the papers keep it.
+        num_envs: environments at a time; None chooses by device.
+        num_workers: simulator processes; None takes one for each core, 0 none.
+        video_dir: folder for one video a task, of its first episode; None for no videos.
+    """
+
+    episodes: int = 10
+    tasks: tuple[str, ...] | None = None
+    seed: int = 1
+    mpc: bool = True
+    greedy: bool = False
+    num_envs: int | None = None
+    num_workers: int | None = None
+    video_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise UserError(f"eval_episodes must be at least 1, not {self.episodes}.")
+        if self.tasks is not None and not self.tasks:
+            raise UserError("tasks=[] names no task; leave it out to evaluate all.")
+
+
+def default_workers() -> int:
+    """One simulator process for each usable core."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def envs_at_a_time(jobs: int, wanted: int | None, device: torch.device) -> int:
+    """How many environments to run at a time for a number of episodes; None chooses by device."""
+    if wanted is not None and wanted < 1:
+        raise UserError(f"num_envs must be at least 1, not {wanted}.")
+    return min(jobs, wanted or _MOST_ENVS[device.type])
+
+
+def evaluate(
+    agent: Agent,
+    settings: EvaluationSettings,
+    *,
+    label: str,
+    configuration: Mapping[str, Any] | None = None,
+    on_decisions: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """Runs `episodes` episodes of every task and returns all their returns.
+
+    Args:
+        agent: what to evaluate.
+        settings: how.
+        label: names the agent in tables.
+        configuration: kept with the results.
+        on_decisions: told how many decisions were just taken, for a progress display.
+    """
+    tasks = settings.tasks or agent.task_set.tasks
+    for task in tasks:
+        agent.task_set.index(task)
+    jobs = [
+        Job(task, number, episode_seed(settings.seed, task, number))
+        for number in range(settings.episodes)
+        for task in tasks
+    ]
+    num_envs = envs_at_a_time(len(jobs), settings.num_envs, agent.device)
+    workers = default_workers() if settings.num_workers is None else settings.num_workers
+    controller = AgentController(agent, num_envs, mpc=settings.mpc, greedy=settings.greedy)
+    films = _Films(settings.video_dir)
+    with EnvPool(
+        agent.task_set, num_envs=num_envs, num_workers=workers, render=settings.video_dir is not None
+    ) as pool:
+        started = time.perf_counter()
+        finished = []
+        try:
+            for episode in run_episodes(
+                pool,
+                jobs,
+                controller,
+                on_decisions=on_decisions,
+                on_frame=films.add if settings.video_dir is not None else None,
+                filmed=lambda job: job.episode == 0,
+            ):
+                finished.append(episode)
+                films.close(episode.job)
+        finally:
+            films.discard()
+        seconds = time.perf_counter() - started
+    order = {job: rank for rank, job in enumerate(jobs)}
+    finished.sort(key=lambda episode: order[episode.job])
+    return EvaluationResult(
+        label=label,
+        task_set=agent.task_set.name,
+        tasks=tuple(tasks),
+        episodes=tuple(
+            EpisodeResult(e.job.task, e.job.episode, e.job.seed, e.episode_return, e.length) for e in finished
+        ),
+        configuration=dict(configuration or {}),
+        machine=this_machine(str(agent.device)),
+        wall_seconds=seconds,
+        decisions=sum(e.length for e in finished),
+    )
+
+
+class _Films:
+    """One MP4 per filmed job, written frame by frame under a temporary name and renamed when the episode ends."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._open: dict[Job, tuple[Any, Path, Path]] = {}
+
+    def add(self, job: Job, frame: NDArray[np.uint8]) -> None:
+        assert self._folder is not None
+        if job not in self._open:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            final = self._folder / f"{job.task}.mp4"
+            partial = self._folder / f".{job.task}.partial.mp4"
+            writer = imageio.get_writer(partial, fps=_VIDEO_FPS, codec="libx264", macro_block_size=16)
+            self._open[job] = (writer, partial, final)
+        self._open[job][0].append_data(frame)
+
+    def close(self, job: Job) -> None:
+        if job in self._open:
+            writer, partial, final = self._open.pop(job)
+            writer.close()
+            partial.replace(final)
+
+    def discard(self) -> None:
+        for writer, partial, _ in self._open.values():
+            writer.close()
+            partial.unlink(missing_ok=True)
+        self._open.clear()

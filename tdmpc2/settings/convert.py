@@ -1,0 +1,151 @@
+"""From Hydra configurations to the rooms' own frozen settings, once, in the entry script."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tdmpc2.agent import resolve_device
+from tdmpc2.distillation import RewardTeacher, load_teacher, random_teacher
+from tdmpc2.errors import UserError
+from tdmpc2.evaluation.runner import EvaluationSettings
+from tdmpc2.losses import LossWeights
+from tdmpc2.model import ModelDims, model_dims
+from tdmpc2.planner import PlannerSettings
+from tdmpc2.reporting.metrics import LoggingSettings
+from tdmpc2.tasks import TaskSet, task_set
+from tdmpc2.training import OptimiserSettings, TrainSettings
+
+_SIZE_KEYS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
+_OTHER_MODEL_KEYS = ("simnorm_dim", "num_bins", "vmin", "vmax", "dropout", "log_std_min", "log_std_max")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain Python, to be kept with a run and its checkpoints."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def required(config: DictConfig, key: str) -> Any:
+    """The value of a key that has no default; a UserError names it when it is not given."""
+    if OmegaConf.is_missing(config, key):
+        raise UserError(f"{key} is not set: give {key}=… on the command line.")
+    return config[key]
+
+
+def chosen_task_set(config: DictConfig) -> TaskSet | None:
+    """The task set of the `task` group; None for `task=own`, the checkpoint's own."""
+    if config.task.name is None:
+        return None
+    return task_set(config.task.name, config.task.tasks)
+
+
+def planner_settings(config: DictConfig) -> PlannerSettings:
+    """The planner's numbers; every configuration holds them at its top, as the released ones do."""
+    return PlannerSettings(**{f.name: config[f.name] for f in fields(PlannerSettings)})
+
+
+def evaluation_settings(config: DictConfig, video_dir: Path | None) -> EvaluationSettings:
+    """What to evaluate, from the configuration of evaluate.py or quantize.py."""
+    return EvaluationSettings(
+        episodes=config.eval_episodes,
+        tasks=None if config.tasks is None else tuple(config.tasks),
+        seed=config.seed,
+        mpc=config.mpc,
+        greedy=config.greedy,
+        num_envs=config.num_envs,
+        num_workers=config.num_workers,
+        video_dir=video_dir,
+    )
+
+
+def model_dims_of(config: DictConfig, tasks: TaskSet, shared: DictConfig) -> ModelDims:
+    """Dimensions of the student or the teacher.
+
+    Args:
+        config: holds the keys of `ModelConfig`.
+        tasks: gives the widths; a single task has no embedding, whatever task_dim says.
+        shared: holds the keys that student and teacher have in common.
+    """
+    if config.model_size is None:
+        raise UserError("model_size is not set: give the published size, such as model_size=1.")
+    table = model_dims(config.model_size, tasks.obs_dim, tasks.action_dim, len(tasks))
+    own = {key: config[key] for key in _SIZE_KEYS if config[key] is not None}
+    if not tasks.multitask:
+        own.pop("task_dim", None)
+    return replace(table, **own, **{key: shared[key] for key in _OTHER_MODEL_KEYS})
+
+
+def _from_keys(cls: type, config: DictConfig) -> Any:
+    return cls(**{f.name: config[f.name] for f in fields(cls)})
+
+
+def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
+    """One run, from the configuration of train.py."""
+    tasks = chosen_task_set(config)
+    if tasks is None:
+        raise UserError("task=own is for evaluation: a run needs its task set, such as task=mt30.")
+    with_teacher = config.teacher.name != "none"
+    weights = _from_keys(LossWeights, config)
+    return TrainSettings(
+        run_dir=run_dir,
+        task_set=tasks,
+        dims=model_dims_of(config, tasks, config),
+        data_dir=Path(config.data_dir),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        horizon=config.horizon,
+        seed=config.seed,
+        weights=weights if with_teacher else _without_distillation(weights),
+        optimiser=_from_keys(OptimiserSettings, config),
+        device=resolve_device(config.device),
+        teacher_name=config.teacher.name,
+        checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
+        resume=config.resume,
+        log_freq=config.log_freq,
+        eval_freq=config.eval_freq,
+        save_freq=config.save_freq,
+        state_freq=config.state_freq,
+        evaluation=EvaluationSettings(
+            episodes=config.eval_episodes, seed=config.seed, num_workers=config.num_workers
+        ),
+        planner=planner_settings(config),
+        logging=_from_keys(LoggingSettings, config.logging),
+        config=plain(config),
+    )
+
+
+def _without_distillation(weights: LossWeights) -> LossWeights:
+    return replace(weights, d_coef=0.0)
+
+
+def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> RewardTeacher | None:
+    """The teacher that the configuration names, or None for `teacher=none`.
+
+    Raises:
+        UserError: when a teacher is named without a checkpoint.
+        CheckpointError: when its checkpoint is of another size or task set.
+    """
+    teacher = config.teacher
+    if teacher.name == "none":
+        return None
+    own = None if teacher.task is None else task_set(teacher.task)
+    if teacher.random_weights:
+        return random_teacher(model_dims_of(teacher, own or tasks, config), own or tasks, tasks, config.seed, device)
+    if teacher.checkpoint is None:
+        raise UserError(
+            f"teacher={teacher.name} needs its weights: give teacher.checkpoint=… "
+            "(scripts/download.py fetches the published ones), or teacher=none to train from scratch."
+        )
+    return load_teacher(
+        teacher.checkpoint,
+        tasks,
+        task=own.name if own else tasks.name,
+        model_size=teacher.model_size,
+        device=device,
+    )

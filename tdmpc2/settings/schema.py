@@ -1,0 +1,181 @@
+"""Typed schemas of the Hydra configurations: a wrong key, type or missing value fails at once and names its key.
+
+Released keys keep their names. The YAML tree in `config/` fills these in; `tdmpc2.settings.convert` turns the result into
+the frozen settings of each room, and no room ever sees a configuration object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from tdmpc2.tasks import known_tasks
+
+
+@dataclass
+class TaskConfig:
+    """A task set: a known name, or any name with its tasks listed in the order of their ids."""
+
+    name: str | None = MISSING
+    tasks: list[str] | None = None
+
+
+@dataclass
+class ModelConfig:
+    """A published size, and single dimensions that differ from its row of the table (null: as the table)."""
+
+    model_size: int | None = None
+    enc_dim: int | None = None
+    mlp_dim: int | None = None
+    latent_dim: int | None = None
+    num_enc_layers: int | None = None
+    num_q: int | None = None
+    task_dim: int | None = None
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    """The teacher of reward distillation; `name: none` trains from scratch.
+
+    Its model keys are those of the student, from the same config group.
+    """
+
+    name: str = MISSING
+    checkpoint: str | None = None
+    task: str | None = None  # its task set, for released files, which do not name theirs
+    random_weights: bool = False  # for measuring cost without a checkpoint; teaches nothing
+
+
+@dataclass
+class LoggingConfig:
+    """Where metrics go besides the CSV and JSON-lines files, which are always written."""
+
+    console: bool = True
+    tensorboard: bool = False
+    wandb: bool = False
+    wandb_project: str = "tdmpc-opt"
+    wandb_entity: str | None = None
+    wandb_mode: str = "online"  # online, offline or disabled
+
+
+@dataclass
+class PlannerConfig:
+    """MPPI (see PlannerSettings); `horizon` is also the length of a training slice."""
+
+    horizon: int = 3
+    iterations: int = 6
+    num_samples: int = 512
+    num_elites: int = 64
+    num_pi_trajs: int = 24
+    min_std: float = 0.05
+    max_std: float = 2.0
+    temperature: float = 0.5
+
+
+@dataclass
+class TrainConfig(PlannerConfig, ModelConfig):
+    """`python tdmpc2/train.py`."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    # the student, besides the keys of ModelConfig
+    simnorm_dim: int = 8
+    num_bins: int = 101
+    vmin: float = -10.0
+    vmax: float = 10.0
+    dropout: float = 0.01
+    log_std_min: float = -10.0
+    log_std_max: float = 2.0
+    checkpoint: str | None = None  # start from these weights instead of new ones
+    # data and update
+    data_dir: str = MISSING
+    batch_size: int = 256
+    steps: int = 200_000
+    d_coef: float = 0.4
+    lr: float = 3e-4
+    enc_lr_scale: float = 0.3
+    grad_clip_norm: float = 20.0
+    tau: float = 0.01
+    consistency_coef: float = 20.0
+    reward_coef: float = 0.1
+    value_coef: float = 0.1
+    entropy_coef: float = 1e-4
+    rho: float = 0.5
+    seed: int = 1
+    device: str = "auto"
+    matmul_precision: str = "highest"  # highest, high (TF32) or medium (bfloat16), as torch names them
+    # the run
+    exp_name: str = "default"
+    resume: bool = False
+    log_freq: int = 100
+    eval_freq: int = 0  # 0: no evaluation while training
+    eval_episodes: int = 1
+    save_freq: int | None = None  # default: a fifth of steps, the five checkpoints of the paper's figure 3
+    state_freq: int = 1000  # how often the state that `resume` continues from is written
+    num_workers: int | None = None
+
+
+@dataclass
+class EvaluateConfig(PlannerConfig):
+    """`python tdmpc2/evaluate.py`."""
+
+    checkpoint: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    tasks: list[str] | None = None  # evaluate only these
+    eval_episodes: int = 10
+    seed: int = 1
+    mpc: bool = True  # false: the policy prior alone
+    greedy: bool = False  # the papers' evaluation keeps the exploration noise
+    precision: str = "float32"  # float32, float16 or bfloat16 arithmetic; half types need CUDA
+    matmul_precision: str = "highest"
+    device: str = "auto"
+    num_envs: int | None = None
+    num_workers: int | None = None
+    output: str | None = None  # folder of the results; default: next to the checkpoint's name under results/
+    label: str | None = None
+    save_video: bool = False
+
+
+@dataclass
+class QuantizeConfig(EvaluateConfig):
+    """`python scripts/quantize.py`."""
+
+    scheme: str = "fp16"
+    evaluate: bool = True
+
+
+@dataclass
+class CollectConfig(PlannerConfig):
+    """`python scripts/collect.py`."""
+
+    data_dir: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    tasks: list[str] | None = None  # collect only these
+    episodes: int = 10  # of each task
+    behaviour: str = "oscillate"  # oscillate, uniform, planner or prior
+    checkpoint: str | None = None  # for planner and prior
+    noise: float = 0.0  # std of Gaussian noise added to every action
+    seed: int = 1
+    device: str = "auto"
+    matmul_precision: str = "highest"
+    num_envs: int | None = None
+    num_workers: int | None = None
+
+
+def register_schemas() -> None:
+    """Makes the schemas, and every single task as a choice of `task`, known to Hydra."""
+    store = ConfigStore.instance()
+    schemas: dict[str, Any] = {
+        "train_schema": TrainConfig,
+        "evaluate_schema": EvaluateConfig,
+        "quantize_schema": QuantizeConfig,
+        "collect_schema": CollectConfig,
+    }
+    for name, node in schemas.items():
+        store.store(name=name, node=node)
+    for task in known_tasks():
+        store.store(group="task", name=task, node=TaskConfig(name=task))
