@@ -15,8 +15,8 @@ from tdmpc2.model import ACTING_PARTS, WorldModel
 from tdmpc2.planner import Planner, PlannerSettings
 from tdmpc2.tasks import TaskSet
 
-# Planning a few environments at a time keeps a CPU's caches warm; a GPU wants all of them at once.
-_CPU_CHUNK = 4
+# Valuing about this many trajectories at a time keeps a CPU's caches warm; a GPU wants all of them.
+_CPU_TRAJECTORIES = 2048
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -30,7 +30,7 @@ class Agent:
         model: a world model in eval mode, on the device to plan on.
         task_set: names the tasks, gives widths and discounts.
         planner: the planner's numbers; default the papers'.
-        generator: source of all noise when `act` is not given another; default a fresh one on the model's device.
+        generator: source of all of `act`'s noise, on the model's device; default torch's own.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class Agent:
         Args:
             obs: [N, O], zero-padded to the task set's width.
             task: int64 [N] task ids; may be left out for a single-task agent.
-            first: bool [N], True where a new episode starts; default all, if N changed or nothing was planned yet, else none.
+            first: bool [N], True where a new episode starts; default all if N changed or nothing was
+                planned yet, else none.
             greedy: leave the exploration noise out.
 
         Returns:
@@ -97,7 +98,13 @@ class Agent:
 
     @torch.no_grad()
     def decide(
-        self, obs: Tensor, task: Tensor | None, warm_start: Tensor, generator: Generators, *, greedy: bool = False
+        self,
+        obs: Tensor,
+        task: Tensor | None,
+        warm_start: Tensor,
+        generator: Generators,
+        *,
+        greedy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Stateless planning: (actions [N, A], warm start [N, H, A] of the next decision).
 
@@ -105,11 +112,13 @@ class Agent:
             obs: [N, O] on the agent's device.
             task: int64 [N] or None.
             warm_start: [N, H, A] from the last decision, zeros for a new episode.
-            generator: one for all, or one for each environment, which makes its noise independent of its neighbours.
+            generator: one for all, or one for each environment, whose noise then ignores its neighbours.
             greedy: leave the exploration noise out.
         """
         count = obs.shape[0]
-        chunk = count if self.device.type != "cpu" else _CPU_CHUNK
+        chunk = count
+        if self.device.type == "cpu":
+            chunk = max(1, _CPU_TRAJECTORIES // self.settings.num_samples)
         actions, means = [], []
         for start in range(0, count, chunk):
             part = slice(start, min(start + chunk, count))
@@ -151,7 +160,7 @@ class Agent:
         ids = torch.as_tensor(task, dtype=torch.int64)
         if ids.shape != (obs_t.shape[0],):
             raise UserError(f"task has shape {tuple(ids.shape)}, expected ({obs_t.shape[0]},), one id each.")
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(self.task_set)):
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < len(self.task_set)):
             raise UserError(
                 f"task ids run from {int(ids.min())} to {int(ids.max())}; "
                 f"'{self.task_set.name}' has ids 0 to {len(self.task_set) - 1}."
@@ -171,9 +180,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device={device} is not a device name; use auto, cpu, cuda or cuda:1.") from error
-    if found.type == "cuda" and (
-        not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()
-    ):
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device={device}, but torch sees {torch.cuda.device_count()} CUDA devices; use device=cpu.")
     if found.type not in ("cpu", "cuda"):
         raise UserError(f"device={device} is not supported; use auto, cpu or cuda.")

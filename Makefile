@@ -1,0 +1,49 @@
+# make quickstart   sets up .venv and runs the whole path on the embedded default
+# make test         sets up .venv and runs lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEVICE ?= auto
+
+.PHONY: quickstart test test-slow test-cuda lint setup setup-dev teacher clean
+
+quickstart: setup
+	$(BIN)/python scripts/quickstart.py --device $(DEVICE)
+
+test: setup-dev lint
+	$(BIN)/python -m pytest
+
+test-slow: setup-dev
+	$(BIN)/python -m pytest -m "slow and not cuda" --timeout 3600
+
+test-cuda: setup-dev
+	$(BIN)/python -m pytest -m cuda
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/installed
+
+setup-dev: $(VENV)/installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@ $(VENV)/installed
+
+# How the bundled teacher was made: about half an hour on 2 cores.
+teacher: setup
+	$(BIN)/python scripts/make_teacher.py --out checkpoints/quickstart_teacher.safetensors --work logs/quickstart_teacher
+
+clean:
+	rm -rf $(VENV) results/quickstart data/quickstart

@@ -1,0 +1,104 @@
+"""Casts a trained student, stores it, and evaluates it before and after.
+
+python scripts/quantize.py checkpoint=logs/mt30/default/seed1/checkpoints/final.safetensors scheme=fp16
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from tdmpc2.agent import Agent, load_agent, resolve_device
+from tdmpc2.checkpointing import CheckpointMetadata, load_model, package_versions, save_checkpoint
+from tdmpc2.errors import UserError
+from tdmpc2.evaluation.comparison import compare, comparison_text
+from tdmpc2.evaluation.results import EvaluationResult, score_text
+from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
+from tdmpc2.model import published_size
+from tdmpc2.quantisation import quantise, without_target
+from tdmpc2.reporting.progress import Progress
+from tdmpc2.reporting.tables import format_table
+from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required
+from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
+
+
+def after_precision(wanted: str, device: torch.device) -> str:
+    """The arithmetic of the cast student: half on CUDA; a CPU computes in float32 on the half weights."""
+    if wanted != "auto":
+        return wanted
+    return "float16" if device.type == "cuda" else "float32"
+
+
+@hydra_entry("quantize")
+def main(config: DictConfig) -> None:
+    set_matmul_precision(config.matmul_precision)
+    source = Path(required(config, "checkpoint"))
+    device = resolve_device(config.device)
+    model, tasks, checkpoint = load_model(source, chosen_task_set(config))
+    if "int8" in checkpoint.stored_as:
+        raise UserError(f"{source}: stored as {checkpoint.stored_as}; quantise the float student it was made from.")
+    if checkpoint.stored_as == "float16" and config.scheme == "fp16":
+        print(f"{source} is stored as float16 already: before and after hold the same weights.")
+
+    quantised = quantise(model.state_dict(), config.scheme)
+    output = Path(config.output or f"results/{source.stem}-{config.scheme}")
+    known = checkpoint.metadata
+    metadata = CheckpointMetadata(
+        task_set=tasks.name,
+        tasks=tasks.tasks,
+        dims=checkpoint.dims,
+        model_size=published_size(checkpoint.dims),
+        step=known.step if known else 0,
+        scheme=config.scheme,
+        config=known.config if known else {},
+        versions=package_versions(),
+    )
+    full = output / f"{source.stem}-{config.scheme}.safetensors"
+    deployed = output / f"{source.stem}-{config.scheme}-deploy.safetensors"
+    deploy_tensors = without_target(quantised.tensors)
+    sizes = [("source", source, source.stat().st_size)]
+    if len(deploy_tensors) < len(quantised.tensors):
+        sizes.append(("with target Q", full, save_checkpoint(full, quantised.tensors, metadata)))
+    sizes.append(("without target Q", deployed, save_checkpoint(deployed, deploy_tensors, metadata)))
+    rows = [[what, str(path), f"{size:,}", f"{size / 2**20:.2f}"] for what, path, size in sizes]
+    print(format_table(["file", "path", "bytes", "MiB"], rows, align="llrr"))
+    print(f"largest error of a weight: {quantised.largest_error:.2e} of its tensor's largest")
+    if not config.evaluate:
+        return
+
+    settings = evaluation_settings(config, output / "videos" if config.save_video else None)
+    planner = planner_settings(config)
+    precision = after_precision(config.precision, device)
+    print(
+        f"before: float32 arithmetic; after: {precision} arithmetic on {config.scheme} weights"
+        + ("" if precision != "float32" else f" ({device} has no fast half arithmetic here)")
+    )
+    before = _evaluated("before", load_agent(source, tasks, device, planner), settings, config, output)
+    agent = load_agent(deployed, tasks, device, planner, precision=precision)
+    after = _evaluated("after", agent, settings, config, output)
+    print(comparison_text(compare(before, after)))
+    for result in (before, after):
+        print(f"{result.label:<7}{score_text(result.score())}")
+    if settings.tasks is None:
+        scored = replace(metadata, normalised_score=after.score().value)
+        save_checkpoint(deployed, deploy_tensors, scored)
+        if len(sizes) == 3:
+            save_checkpoint(full, quantised.tensors, scored)
+    print(f"results in {output}/")
+
+
+def _evaluated(label: str, agent: Agent, settings: EvaluationSettings, config: DictConfig, output: Path) -> EvaluationResult:
+    names = settings.tasks or agent.task_set.tasks
+    steps = sum(agent.task_set.episode_steps[agent.task_set.index(n)] for n in names) * settings.episodes
+    with Progress(steps, f"evaluating {label}", "decisions") as progress:
+        result = evaluate(agent, settings, label=label, configuration=plain(config), on_decisions=progress.update)
+    result.save_json(output / f"{label}.json")
+    result.save_csv(output / f"{label}.csv")
+    return result
+
+
+if __name__ == "__main__":
+    main()
