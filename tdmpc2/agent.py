@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
-from tdmpc2.model import ACTING_PARTS, WorldModel
+from tdmpc2.model import WorldModel
 from tdmpc2.planner import Planner, PlannerSettings
 from tdmpc2.tasks import TaskSet
 
@@ -157,7 +157,9 @@ class Agent:
             return obs_t, None
         if task is None:
             raise UserError(f"this agent knows {len(self.task_set)} tasks: give the task ids, int64 [N].")
-        ids = torch.as_tensor(task, dtype=torch.int64)
+        ids = torch.as_tensor(task)
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise UserError(f"task holds {str(ids.dtype).removeprefix('torch.')} values, expected integer ids.")
         if ids.shape != (obs_t.shape[0],):
             raise UserError(f"task has shape {tuple(ids.shape)}, expected ({obs_t.shape[0]},), one id each.")
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < len(self.task_set)):
@@ -165,7 +167,7 @@ class Agent:
                 f"task ids run from {int(ids.min())} to {int(ids.max())}; "
                 f"'{self.task_set.name}' has ids 0 to {len(self.task_set) - 1}."
             )
-        return obs_t, ids.to(self.device)
+        return obs_t, ids.to(self.device, torch.int64)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -194,7 +196,7 @@ def load_agent(
     planner: PlannerSettings | None = None,
     precision: str = "float32",
 ) -> Agent:
-    """An agent from a checkpoint of any supported format.
+    """An agent from a checkpoint of any supported format, with target Q where the file has it.
 
     Args:
         path: a released `.pt` file or this project's `.safetensors`.
@@ -212,5 +214,5 @@ def load_agent(
         raise UserError(f"precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
     if place.type == "cpu" and precision != "float32":
         raise UserError(f"precision={precision} needs CUDA: this CPU path computes in float32 only.")
-    model, tasks, _ = load_model(path, task, place, ACTING_PARTS)
+    model, tasks, _ = load_model(path, task, place)
     return Agent(model.to(PRECISIONS[precision]), tasks, planner)

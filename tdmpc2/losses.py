@@ -1,7 +1,8 @@
-"""The losses of a world-model update, as plain functions of a model and a batch (TD-MPC2, section 3.1; method: update).
+"""The losses of an update, as plain functions of a model and a batch (TD-MPC2, section 3.1; method: update).
 
 Axes: H horizon, B batch, E heads, Z latent, O observation, A action. A batch holds obs [H+1, B, O],
-action [H, B, A], reward [H, B, 1] and task [B]. All randomness but dropout's is given from outside as `UpdateNoise`.
+action [H, B, A], reward [H, B, 1] and task [B]. All randomness but dropout's is given from outside, as
+`UpdateNoise`.
 """
 
 from __future__ import annotations
@@ -80,7 +81,12 @@ class WorldModelLosses:
 
 @torch.no_grad()
 def td_targets(
-    model: WorldModel, next_z: Tensor, reward: Tensor, task: Tensor | None, discount: Tensor, noise: UpdateNoise
+    model: WorldModel,
+    next_z: Tensor,
+    reward: Tensor,
+    task: Tensor | None,
+    discount: Tensor,
+    noise: UpdateNoise,
 ) -> Tensor:
     """TD targets [H, B, 1]: reward + gamma * min over two target heads at the policy's action.
 
@@ -112,7 +118,7 @@ def world_model_losses(
     Args:
         obs, action, reward, task: a batch, see the module.
         discount: gamma of each slice, [B, 1].
-        teacher_reward: the frozen teacher's predicted rewards [B, 1] for (obs_0, action_0); None without a teacher.
+        teacher_reward: the frozen teacher's rewards [B, 1] for (obs_0, action_0); None without a teacher.
     """
     horizon = action.shape[0]
     with torch.no_grad():
@@ -139,23 +145,19 @@ def world_model_losses(
     value_loss = (decay * value_ce.mean(dim=(0, 2, 3))).mean()
 
     original = (
-        weights.consistency_coef * consistency
-        + weights.reward_coef * reward_loss
-        + weights.value_coef * value_loss
+        weights.consistency_coef * consistency + weights.reward_coef * reward_loss + weights.value_coef * value_loss
     )
     if teacher_reward is None:
         distillation = torch.zeros_like(original)
     else:
         distillation = F.mse_loss(model.decode(reward_logits[0]), teacher_reward)
     total = original + weights.d_coef * distillation
-    return WorldModelLosses(
-        consistency, reward_loss, value_loss, original, distillation, total, states.detach()
-    )
+    return WorldModelLosses(consistency, reward_loss, value_loss, original, distillation, total, states.detach())
 
 
 @dataclass(frozen=True)
 class PolicyLosses:
-    """The policy's loss, its mean entropy, and the Q [B, 1] of the first step that the running scale follows."""
+    """Scalars: the policy's loss, its mean entropy, and the running scale [1] that divided Q."""
 
     loss: Tensor
     entropy: Tensor
@@ -172,8 +174,8 @@ def policy_loss(
 ) -> PolicyLosses:
     """Step 6: minus Q over the running scale, minus the scaled entropy, weighted rho^t over the H+1 latents.
 
-    The running scale takes in the first step's Q before it divides. The caller takes gradients with respect to the
-    policy's parameters alone, so none is left on Q or on the task embedding.
+    The running scale takes in the first step's Q before it divides. The caller takes gradients with respect to
+    the policy's parameters alone, so none is left on Q or on the task embedding.
     """
     sample = model.sample_policy(latents, task, noise.policy_action)
     logits = model.q_values(latents, sample.action, task)[noise.policy_heads]

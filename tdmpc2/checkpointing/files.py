@@ -1,8 +1,9 @@
-"""Reading and writing checkpoints: released .pt files (restricted loading) and this project's .safetensors."""
+"""Reading and writing checkpoints: released .pt files, restricted, and this project's .safetensors."""
 
 from __future__ import annotations
 
 import pickle
+import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,18 +17,19 @@ from torch import Tensor
 
 from tdmpc2.checkpointing.metadata import CheckpointMetadata, parse_metadata
 from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_released
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
 from tdmpc2.tasks import TaskSet, task_set
 
 _METADATA_KEY = "tdmpc2"
+_METADATA_CRC_KEY = "tdmpc2_crc32"
 _STORED_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under this project's names, still as stored (half, qint8, mapped from the file), and what is known of them."""
+    """Weights under this project's names, still as stored (half, qint8, mapped), and what is known of them."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -47,7 +49,8 @@ class Checkpoint:
         tasks = f"{d.num_tasks} tasks" if d.num_tasks else "one task"
         return (
             f"a {f'{size}M' if size else 'custom-size'} model of {tasks} "
-            f"(observation {d.obs_dim}, action {d.action_dim}, latent {d.latent_dim}, stored as {self.stored_as})"
+            f"(observation {d.obs_dim}, action {d.action_dim}, latent {d.latent_dim}, "
+            f"stored as {self.stored_as})"
         )
 
 
@@ -62,10 +65,15 @@ def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Ch
         CheckpointError: for a missing, truncated, damaged or foreign file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the checkpoint file itself.")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file.")
-    with path.open("rb") as file:
-        head = file.read(8)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if head[:2] == b"PK" or path.suffix == ".pt":
         return _read_released(path, parts)
     return _read_own(path, parts)
@@ -83,6 +91,7 @@ def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     except Exception as error:  # torch raises many types on damaged archives
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({reason}).") from error
+    _check_archive(path)
     released = from_released(path, content)
     dims = _infer_dims(path, released)
     masks = released.facts.get("_action_masks")
@@ -93,12 +102,27 @@ def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     return checkpoint if parts is None else _only(checkpoint, parts)
 
 
+def _check_archive(path: Path) -> None:
+    """Compares every record of a .pt file with its checksum, which torch itself does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({error}).") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: '{damaged}' does not match its checksum; the file is damaged.")
+
+
 def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     wanted = set(ALL_PARTS if parts is None else parts)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY))
+            text = header.get(_METADATA_KEY)
+            # The first files were written without this checksum.
+            if text is not None and header.get(_METADATA_CRC_KEY, _text_crc32(text)) != _text_crc32(text):
+                raise CheckpointError(f"{path}: its metadata does not match its checksum; the file is damaged.")
+            metadata, checksums = parse_metadata(path, text)
             names = set(file.keys())
             if names != set(checksums):
                 odd = ", ".join(sorted(names ^ set(checksums))[:5])
@@ -146,9 +170,9 @@ def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
     mlp_dim, dyn_in = shape("dynamics.layers.0.weight", 2)
     num_bins, _ = shape("reward_head.layers.2.weight", 2)
     num_q, _, _ = shape("q_heads.layers.0.weight", 3)
-    low = float(released.facts.get("log_std_min", torch.tensor(-10.0)))
-    span = float(released.facts.get("log_std_dif", torch.tensor(12.0)))
     try:
+        low = float(released.facts.get("log_std_min", torch.tensor(-10.0)))
+        span = float(released.facts.get("log_std_dif", torch.tensor(12.0)))
         return ModelDims(
             obs_dim=enc_in - task_dim,
             action_dim=dyn_in - latent_dim - task_dim,
@@ -163,16 +187,19 @@ def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
             log_std_min=low,
             log_std_max=low + span,
         )
-    except Exception as error:
+    except (UserError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its tensors do not fit together ({error}).") from error
 
 
 def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
-    """Every tensor that the model of these dimensions has, in its shape, and no other; target Q may be absent."""
+    """Every tensor that a model of these dimensions has, in its shape, and no other; target Q may be absent."""
     found = shapes or {n: tuple(t.shape) for n, t in checkpoint.tensors.items()}
     d = checkpoint.dims
-    with torch.device("meta"):
-        model = WorldModel(d, np.ones((d.num_tasks, d.action_dim), np.float32) if d.num_tasks else None)
+    try:
+        with torch.device("meta"):
+            model = WorldModel(d, np.ones((d.num_tasks, d.action_dim), np.float32) if d.num_tasks else None)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: no model has its dimensions ({error}).") from error
     expected = {n: tuple(p.shape) for n, p in model.state_dict().items()}
     if not any(n.startswith("target_q_heads.") for n in found):
         expected = {n: s for n, s in expected.items() if not n.startswith("target_q_heads.")}
@@ -197,16 +224,19 @@ def checkpoint_task_set(checkpoint: Checkpoint, task: str | TaskSet | None = Non
                 f"{checkpoint.path}: {checkpoint.describe()}; a released file does not name its tasks: "
                 "give task=mt30 (or the name of the one task it was trained on)."
             )
-        return task_set(meta.task_set, meta.tasks)
+        return _own_task_set(checkpoint.path, meta)
     if isinstance(task, TaskSet):
         expected = task
-    else:
+    elif meta is not None and task == meta.task_set:
         # The name of the checkpoint's own set, say of a custom one, means the checkpoint's tasks.
-        expected = task_set(task, meta.tasks if meta is not None and task == meta.task_set else None)
+        expected = _own_task_set(checkpoint.path, meta)
+    else:
+        expected = task_set(task)
     if meta is not None and meta.tasks != expected.tasks:
         raise CheckpointError(
             f"{checkpoint.path}: trained on task set '{meta.task_set}' ({', '.join(meta.tasks)}), "
-            f"expected '{expected.name}' ({', '.join(expected.tasks[:5])}{', …' if len(expected) > 5 else ''})."
+            f"expected '{expected.name}' "
+            f"({', '.join(expected.tasks[:5])}{', …' if len(expected) > 5 else ''})."
         )
     d = checkpoint.dims
     held = (d.num_tasks, d.obs_dim, d.action_dim)
@@ -214,12 +244,20 @@ def checkpoint_task_set(checkpoint: Checkpoint, task: str | TaskSet | None = Non
     if held != wanted:
         raise CheckpointError(
             f"{checkpoint.path}: holds {checkpoint.describe()}, expected a model of '{expected.name}': "
-            f"{wanted[0] or 'one'} task{'s' if wanted[0] else ''}, observation {wanted[1]}, action {wanted[2]}."
+            f"{wanted[0] or 'one'} task{'s' if wanted[0] else ''}, "
+            f"observation {wanted[1]}, action {wanted[2]}."
         )
     masks = torch.from_numpy(expected.action_masks())
     if checkpoint.action_masks is not None and not torch.equal(checkpoint.action_masks, masks):
         raise CheckpointError(f"{checkpoint.path}: its action masks are not those of '{expected.name}'.")
     return expected
+
+
+def _own_task_set(path: Path, meta: CheckpointMetadata) -> TaskSet:
+    try:
+        return task_set(meta.task_set, meta.tasks)
+    except UserError as error:
+        raise CheckpointError(f"{path}: names tasks that this version does not have: {error}") from error
 
 
 def check_size(checkpoint: Checkpoint, model_size: int) -> None:
@@ -234,13 +272,14 @@ def check_size(checkpoint: Checkpoint, model_size: int) -> None:
 
 
 def build_model(
-    checkpoint: Checkpoint, tasks: TaskSet, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint,
+    tasks: TaskSet,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> WorldModel:
     """A model with the checkpoint's weights, in eval mode; only the parts that were read are built."""
     with torch.device("meta"):
-        model = WorldModel(
-            checkpoint.dims, tasks.action_masks() if tasks.multitask else None, checkpoint.parts
-        )
+        model = WorldModel(checkpoint.dims, tasks.action_masks() if tasks.multitask else None, checkpoint.parts)
     weights = {n: dequantise(t).to(device=device, dtype=dtype, copy=True) for n, t in checkpoint.tensors.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     if model.has_target_q:
@@ -270,10 +309,15 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], metadata: Chec
     """
     stored = {n: t.detach().to("cpu").contiguous() for n, t in tensors.items()}
     checksums = {n: _crc32(t) for n, t in stored.items()}
-    data = safetensors.torch.save(stored, {_METADATA_KEY: metadata.to_json(checksums)})
+    text = metadata.to_json(checksums)
+    data = safetensors.torch.save(stored, {_METADATA_KEY: text, _METADATA_CRC_KEY: _text_crc32(text)})
     atomic_write_bytes(Path(path), data)
     return len(data)
 
 
+def _text_crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
 def _crc32(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy() if tensor.dim() else b"")
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

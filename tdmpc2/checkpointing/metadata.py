@@ -8,7 +8,7 @@ from importlib import metadata as importlib_metadata
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.model import ModelDims
 
 FORMAT = "tdmpc2-checkpoint"
@@ -76,5 +76,7 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
         known["dims"] = ModelDims(**known["dims"])
         known["tasks"] = tuple(known["tasks"])
         return CheckpointMetadata(**known), dict(raw["crc32"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except (json.JSONDecodeError, UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged ({type(error).__name__}: {error}).") from error

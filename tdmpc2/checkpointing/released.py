@@ -1,8 +1,9 @@
 """Names and quirks of the published checkpoints, turned into this project's own tensor names.
 
-Two generations exist (method: released models). Older files hold the value ensemble as `_Qs.params.0` to `.9`; current
-ones name each tensor, add a detached copy of Q, the action masks, the policy's log std bounds, and entries of tensordict that
-are no tensors. Either may be wrapped in {"model": ...}. Some are stored in half precision or as torch.qint8.
+Two generations exist (method: released models). Older files hold the value ensemble as `_Qs.params.0` to `.9`;
+current ones name each tensor, add a detached copy of Q, the action masks, the policy's log std bounds, and entries
+of tensordict that are no tensors. Either may be wrapped in {"model": ...}. Some are stored in half precision or as
+torch.qint8.
 """
 
 from __future__ import annotations
@@ -75,9 +76,7 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         extra = sorted(str(k) for k in content if k != "model")
         if extra:
-            raise CheckpointError(
-                f"{path}: besides 'model' it holds {', '.join(extra[:5])}; a released file has none."
-            )
+            raise CheckpointError(f"{path}: besides 'model' it holds {', '.join(extra[:5])}; a released file has none.")
         weights = content["model"]
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: holds a {type(weights).__name__}, expected a TD-MPC2 state dict.")
@@ -98,7 +97,8 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
     if foreign or not tensors:
         found = ", ".join(foreign[:5]) if foreign else "nothing"
         raise CheckpointError(
-            f"{path}: not a released TD-MPC2 model: it holds {found}{' and more' if len(foreign) > 5 else ''}, "
+            f"{path}: not a released TD-MPC2 model: "
+            f"it holds {found}{' and more' if len(foreign) > 5 else ''}, "
             "expected entries such as '_encoder.state.0.weight'."
         )
     _drop_detached_copy(path, tensors)

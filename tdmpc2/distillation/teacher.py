@@ -54,7 +54,7 @@ class RewardTeacher:
     def rewards(self, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
         """Predicted rewards [B, 1] for observations [B, O] and actions [B, A] of the student's task ids [B].
 
-        Widths are adjusted to the teacher's by padding with zeros or cutting padding: a task has its own width in both.
+        Widths are adjusted to the teacher's by adding or cutting zero padding: a task has its own width in both.
         """
         ids = self._ids[task] if self.dims.num_tasks else None
         z = self.model.encode(_fit(obs, self.dims.obs_dim), ids)
@@ -107,5 +107,5 @@ def random_teacher(
     model = WorldModel(dims, masks, TEACHER_PARTS)
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
-    torch.nn.init.normal_(model.reward_head.layers[-1].weight, std=0.02, generator=generator)
+    torch.nn.init.normal_(model.get_parameter("reward_head.layers.2.weight"), std=0.02, generator=generator)
     return RewardTeacher(model.to(device), task_set, student_tasks)

@@ -1,7 +1,7 @@
 """Discrete regression of scalars in a log space (TD-MPC2, section 3.1 and appendix).
 
-A scalar is symlog-transformed and spread over the two nearest of `num_bins` evenly spaced bins. The prediction is the
-expectation over the bins, transformed back.
+A scalar is symlog-transformed and spread over the two nearest of `num_bins` evenly spaced bins. The prediction is
+the expectation over the bins, transformed back.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def two_hot_inverse(logits: Tensor, vmin: float, vmax: float) -> Tensor:
 
 
 def two_hot_cross_entropy(logits: Tensor, target: Tensor, vmin: float, vmax: float) -> Tensor:
-    """Cross entropy [..., 1] of logits [..., num_bins] against scalars target [..., 1] (broadcast over leading axes)."""
+    """Cross entropy [..., 1] of logits [..., num_bins] against scalars [..., 1], whose leading axes broadcast."""
     lower, share = _bin_position(target, vmin, vmax, logits.shape[-1])
     lower = lower.expand(*logits.shape[:-1], 1)
     log_p = F.log_softmax(logits, dim=-1)

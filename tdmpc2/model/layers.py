@@ -1,4 +1,4 @@
-"""Layers of the world model: linear, dropout, LayerNorm and Mish, optionally stacked over the heads of an ensemble."""
+"""Layers of the world model: linear, dropout, LayerNorm and Mish, or a stack of them for an ensemble's heads."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Mlp(nn.Module):
         return x.unflatten(1, lead) if len(lead) != 1 else x
 
     def init_weights(self, generator: torch.Generator | None, *, zero_output: bool = False) -> None:
-        """Linear weights normal with std 0.02, biases 0, LayerNorm the identity; the output weight 0 if asked."""
+        """Linear weights normal with std 0.02, biases 0, LayerNorm the identity; output weight 0 if asked."""
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             if zero_output and i == len(self.layers) - 1:

@@ -1,6 +1,7 @@
 """The TD-MPC2 world model: encoder, dynamics, reward, policy prior and value ensemble (TD-MPC2, section 3).
 
-Axes: B batch or N environments (any number of leading axes is allowed), E heads, Z latent, O observation, A action.
+Axes: B batch or N environments (any number of leading axes is allowed), E heads, Z latent, O observation,
+A action.
 `task` holds int64 task ids and broadcasts against the leading axes; single-task models take None.
 """
 
@@ -30,8 +31,8 @@ class PolicySample(NamedTuple):
     """A reparameterised sample of the policy prior: mean, log_std, action [..., A]; the others [..., 1].
 
     mean is squashed by tanh. log_prob is that of the squashed action; the logged entropy is its negative.
-    scaled_entropy is what the policy loss uses: minus the Gaussian part of the log probability, times the task's own
-    number of action dimensions.
+    scaled_entropy is what the policy loss uses: minus the Gaussian part of the log probability, times the task's
+    own number of action dimensions.
     """
 
     mean: Tensor
@@ -54,6 +55,13 @@ class WorldModel(nn.Module):
 
     action_masks: Tensor | None
     task_embedding: nn.Parameter | None
+    # Only those that `parts` names exist.
+    encoder: Mlp
+    dynamics: Mlp
+    reward_head: Mlp
+    policy_head: Mlp
+    q_heads: Mlp
+    target_q_heads: Mlp
 
     def __init__(
         self,
@@ -110,14 +118,14 @@ class WorldModel(nn.Module):
             if {"q_heads", "target_q_heads"} <= self.parts:
                 self._part("target_q_heads").load_state_dict(self._part("q_heads").state_dict())
 
-    # -- task conditioning ---------------------------------------------------------------------------------------
+    # -- task conditioning ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def limit_task_embedding(self, task: Tensor) -> None:
         """Rescales the stored embedding rows of `task` to norm 1 where they exceed it, outside the gradient.
 
-        The released models' embedding does so in every forward pass. Here forward passes leave weights alone (see
-        `embed_task`), and a training step calls this once, before its gradient is taken.
+        The released models' embedding does so in every forward pass. Here forward passes leave weights alone
+        (see `embed_task`), and a training step calls this once, before its gradient is taken.
         """
         if self.task_embedding is None:
             return
@@ -127,7 +135,7 @@ class WorldModel(nn.Module):
         self.task_embedding.mul_(torch.where(used, scale, torch.ones_like(scale)))
 
     def embed_task(self, task: Tensor | None) -> Tensor | None:
-        """Embedding rows [..., task_dim] for ids [...], scaled to norm 1 at most; None for a single-task model."""
+        """Embedding rows [..., task_dim] for ids [...], of norm 1 at most; None for a single-task model."""
         if self.task_embedding is None:
             return None
         if task is None:
@@ -148,7 +156,7 @@ class WorldModel(nn.Module):
             pieces.append(action)
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else x
 
-    # -- forward passes ------------------------------------------------------------------------------------------
+    # -- forward passes -------------------------------------------------------------------------------------
 
     def encode(self, obs: Tensor, task: Tensor | None) -> Tensor:
         """Latents [..., Z] of observations [..., O]."""
@@ -176,7 +184,8 @@ class WorldModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The policy prior at latents [..., Z]: (mean after tanh, log std, sampled action), each [..., A].
 
-        `noise` is standard normal [..., A]; without it no action is sampled. Actions that a task does not have are 0.
+        `noise` is standard normal [..., A]; without it no action is sampled. Actions that a task does not have
+        are 0.
         """
         mean, log_std, masked_noise = self._policy_gaussian(z, task, noise)
         action = None if masked_noise is None else torch.tanh(mean + masked_noise * log_std.exp())
@@ -185,8 +194,8 @@ class WorldModel(nn.Module):
     def sample_policy(self, z: Tensor, task: Tensor | None, noise: Tensor) -> PolicySample:
         """As `policy`, with the densities that the policy loss needs.
 
-        The Gaussian part sums over all A dimensions, unused ones included, as current TD-MPC2 does; the paper's older
-        program counted the constant once. With an entropy coefficient of 1e-4 the two do the same.
+        The Gaussian part sums over all A dimensions, unused ones included, as current TD-MPC2 does; the paper's
+        older program counted the constant once. With an entropy coefficient of 1e-4 the two do the same.
         """
         mean, log_std, masked_noise = self._policy_gaussian(z, task, noise)
         assert masked_noise is not None

@@ -1,4 +1,4 @@
-"""Model predictive path integral control in the latent space, over a batch of environments (TD-MPC2, section 3.3).
+"""Model predictive path integral control in latent space, for a batch of environments (TD-MPC2, section 3.3).
 
 Axes: N environments, S samples, P prior trajectories, H horizon, I iterations, E heads, Z latent, A action.
 """
@@ -68,12 +68,10 @@ class Planner:
         self.settings = settings
         self.discounts = discounts
 
-    def draw_noise(
-        self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> PlanNoise:
+    def draw_noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> PlanNoise:
         """Noise for `count` environments.
 
-        With one generator per environment, an environment's noise does not depend on the others planned beside it.
+        With one generator per environment, an environment's noise does not depend on those planned beside it.
         """
         s, d = self.settings, self.model.dims
         shapes = {
@@ -156,10 +154,8 @@ class Planner:
             return Plan(action, mean)
         return Plan(action, mean, torch.stack([c for c, _ in traced], 1), torch.stack([v for _, v in traced], 1))
 
-    def value(
-        self, z: Tensor, task: Tensor | None, actions: Tensor, terminal_noise: Tensor, heads: Tensor
-    ) -> Tensor:
-        """Estimated return [N, S] of action sequences: H discounted rewards and the discounted terminal value.
+    def value(self, z: Tensor, task: Tensor | None, actions: Tensor, terminal_noise: Tensor, heads: Tensor) -> Tensor:
+        """Estimated return [N, S] of action sequences: H discounted rewards and the terminal value.
 
         Args:
             z: [N, 1 or S, Z] latents to start from.
@@ -183,7 +179,7 @@ class Planner:
         assert last_action is not None
         q = model.decode(model.q_values(z, last_action, task))  # [E, N, S, 1]
         if q.shape[0] > 2:
-            # All heads are valued and two picked per environment: a plan then does not depend on its neighbours.
+            # All heads are valued and two picked per environment: a plan then ignores its neighbours.
             two = heads.topk(2, dim=1).indices.T[:, :, None, None].expand(-1, -1, *q.shape[2:])
             q = q.gather(0, two)
         return (total + discount * q.mean(0)).squeeze(-1).nan_to_num(0.0)

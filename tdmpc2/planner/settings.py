@@ -43,8 +43,6 @@ class PlannerSettings:
                 f"planner.num_elites={self.num_elites} is more than planner.num_samples={self.num_samples}."
             )
         if not 0 < self.min_std <= self.max_std:
-            raise UserError(
-                f"planner.min_std={self.min_std} must be above 0 and not above max_std={self.max_std}."
-            )
+            raise UserError(f"planner.min_std={self.min_std} must be above 0 and not above max_std={self.max_std}.")
         if self.temperature <= 0:
             raise UserError(f"planner.temperature must be above 0, not {self.temperature}.")

@@ -80,8 +80,10 @@ class Learner:
         self._q_params = list(model.q_heads.parameters())
         self._target_params = list(model.target_q_heads.parameters())
         self.world_optimiser = torch.optim.Adam(
-            [{"params": encoder, "lr": optimiser.lr * optimiser.enc_lr_scale}, {"params": rest}],
-            lr=optimiser.lr,
+            [
+                {"params": encoder, "lr": optimiser.lr * optimiser.enc_lr_scale},
+                {"params": rest, "lr": optimiser.lr},
+            ]
         )
         self.policy_optimiser = torch.optim.Adam(policy, lr=optimiser.lr, eps=1e-5)
         self._move_target = get_ema_multi_avg_fn(1 - optimiser.tau)
@@ -96,8 +98,8 @@ class Learner:
             teacher_reward: [B, 1] for the first step of each slice, None to train from scratch.
             noise: drawn from the learner's own generator when not given.
 
-        The published program counted the previous policy step's gradient in the clipped norm, and left the policy loss's
-        gradient on the task embedding; here each loss's gradient goes to its own parameters alone.
+        The published program counted the previous policy step's gradient in the clipped norm, and left the policy
+        loss's gradient on the task embedding; here each loss's gradient goes to its own parameters alone.
         """
         model, w = self.model, self.weights
         model.train()
