@@ -11,24 +11,54 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
-from tdmpc2.data.hub import DATASETS, HuggingFaceHub, dataset_files, download, model_file, plan
+from tdmpc2.data.hub import (
+    DATASETS,
+    HuggingFaceHub,
+    RemoteFile,
+    dataset_files,
+    download,
+    model_file,
+    plan,
+)
 from tdmpc2.errors import DataError, UserError
 
 
+class ProgressLine:
+    """One line on standard error, rewritten in place on a terminal, printed every 30 seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._remote: RemoteFile | None = None
+        self._started = self._printed = 0.0
+        self._first = 0
+
+    def __call__(self, remote: RemoteFile, done: int) -> None:
+        now = time.monotonic()
+        if remote != self._remote:
+            self._remote, self._started, self._printed, self._first = remote, now, now, done
+        whole = done >= remote.size
+        if not whole and now - self._printed < (0.5 if self._terminal else 30):
+            return
+        self._printed = now
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        text = f"{remote.file.path}: {done / 1e9:.3f} of {remote.size / 1e9:.3f} GB, {rate / 1e6:.1f} MB/s"
+        if rate and not whole:
+            text += f", {(remote.size - done) / rate / 60:.0f} min left"
+        end = "\n" if whole or not self._terminal else ""
+        print(f"\r{text:<78}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     data = commands.add_parser("data", help="a published dataset")
     data.add_argument("name", help=" or ".join(DATASETS))
     data.add_argument("--chunks", type=int, nargs="+", metavar="N", help="only these chunks")
     model = commands.add_parser("model", help="published models")
-    model.add_argument(
-        "names", nargs="+", metavar="NAME", help="mt30-317M, …, or TASK-SEED, as walker-walk-1"
-    )
+    model.add_argument("names", nargs="+", metavar="NAME", help="mt30-317M, …, or TASK-SEED, as walker-walk-1")
     for command in (data, model):
         command.add_argument("--to", type=Path, default=Path("data/hub"), metavar="DIR", help="(data/hub)")
         command.add_argument("--yes", action="store_true", help="do not ask")
@@ -49,7 +79,8 @@ def main() -> None:
         if input("Fetch them now? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was fetched")
             return
-    download(planned, hub, report=print)
+    download(planned, hub, ProgressLine())
+    print("every file is there and its checksum is right")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,7 @@ class ProgressLine:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="published files (.pt)")
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="the store's folder")
     parser.add_argument("--task", default="mt30", help="task set whose order the files' ids follow (mt30)")

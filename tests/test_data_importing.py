@@ -111,9 +111,7 @@ def test_nothing_is_read_when_one_file_does_not_fit(tmp_path: Path) -> None:
     good, short = chunk(tmp_path / "good.pt", [0]), tmp_path / "short.pt"
     save_published(short, published_tensors(make_episodes(MT30, [1], 101, 24, 6)))
     store = open_or_create(tmp_path / "s", MT30)
-    with pytest.raises(
-        DataError, match=r"short\.pt: found obs \[1, 101, 24\].*expected obs \[episodes, 501, 24\]"
-    ):
+    with pytest.raises(DataError, match=r"short\.pt: found obs \[1, 101, 24\].*expected obs \[episodes, 501, 24\]"):
         import_files([good, short], store)
     assert len(EpisodeStore.open(tmp_path / "s")) == 0
 
@@ -121,9 +119,7 @@ def test_nothing_is_read_when_one_file_does_not_fit(tmp_path: Path) -> None:
 def test_another_width_is_refused_with_both(tmp_path: Path) -> None:
     store = open_or_create(tmp_path / "s", MT30)
     tensors = published_tensors(make_episodes(MT30, [7], STEPS, 39, 4))
-    with pytest.raises(
-        DataError, match=r"39\], action \[1, 501, 4\].*expected.*24\], action \[episodes, 501, 6\]"
-    ):
+    with pytest.raises(DataError, match=r"39\], action \[1, 501, 4\].*expected.*24\], action \[episodes, 501, 6\]"):
         import_files([save_published(tmp_path / "a.pt", tensors)], store)
 
 
@@ -169,12 +165,8 @@ def test_a_disk_too_small_is_refused_before_the_start(tmp_path: Path) -> None:
     """A billion episodes that all share the bytes of one: a small file, 62 TB as a store."""
     count = 10**9
     tensors = {
-        "obs": FakeTensor(
-            FakeStorage(torch.FloatStorage, "0", STEPS * 24), 0, (count, STEPS, 24), (0, 24, 1)
-        ),
-        "action": FakeTensor(
-            FakeStorage(torch.FloatStorage, "0", STEPS * 24), 0, (count, STEPS, 6), (0, 6, 1)
-        ),
+        "obs": FakeTensor(FakeStorage(torch.FloatStorage, "0", STEPS * 24), 0, (count, STEPS, 24), (0, 24, 1)),
+        "action": FakeTensor(FakeStorage(torch.FloatStorage, "0", STEPS * 24), 0, (count, STEPS, 6), (0, 6, 1)),
         "reward": FakeTensor(FakeStorage(torch.FloatStorage, "0", STEPS * 24), 0, (count, STEPS), (0, 1)),
         "task": FakeTensor(FakeStorage(torch.IntStorage, "0", STEPS * 24), 0, (count, STEPS), (0, 1)),
     }
@@ -225,9 +217,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     members = {"data/0": bytes(storage.numel * 4), "data/1": bytes(STEPS * 24), "data/2": bytes(4)}
     path = save_zip(tmp_path / "a.pt", pickled(tensors), members)
     del members
-    code = (
-        f"import resource, runpy, sys; sys.argv = ['x', {str(path)!r}, '--store', {str(tmp_path / 's')!r}]\n"
-    )
+    code = f"import resource, runpy, sys; sys.argv = ['x', {str(path)!r}, '--store', {str(tmp_path / 's')!r}]\n"
     code += "runpy.run_path('scripts/import_data.py', run_name='__main__')\n"
     code += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     (tmp_path / "run.py").write_text(code)

@@ -95,9 +95,7 @@ INTEGERS = [
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_reads_every_integer_type(
-    tmp_path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
+def test_reads_every_integer_type(tmp_path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     tensors["task"] = tensors["task"].to(dtype)
     assert_same(save_published(tmp_path / "a.pt", tensors), tensors)
 
@@ -128,28 +126,20 @@ def test_reads_plain_dictionaries(tmp_path: Path, tensors: dict[str, torch.Tenso
     assert_same(tmp_path / "a.pt", tensors)
 
 
-def test_reads_current_tensordict_with_all_its_extras(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
-    data = TensorDict(
-        {**tensors, "extra": tensors["reward"]}, batch_size=(3, 11), names=["e", "t"], device="cpu"
-    )
+def test_reads_current_tensordict_with_all_its_extras(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    data = TensorDict({**tensors, "extra": tensors["reward"]}, batch_size=(3, 11), names=["e", "t"], device="cpu")
     torch.save(data.lock_(), tmp_path / "a.pt")
     assert_same(tmp_path / "a.pt", tensors)
 
 
-def test_a_double_beyond_float32_is_read_as_infinite(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
+def test_a_double_beyond_float32_is_read_as_infinite(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     tensors["obs"] = tensors["obs"].double()
     tensors["obs"][1, 2, 3] = 1e300
     file = PublishedFile.open(save_published(tmp_path / "a.pt", tensors))
     assert np.isinf(next(file.blocks(3)).obs[1, 2, 3])
 
 
-def test_the_fingerprint_follows_the_content_not_the_name(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
+def test_the_fingerprint_follows_the_content_not_the_name(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     first = PublishedFile.open(save_published(tmp_path / "a.pt", tensors)).fingerprint
     (tmp_path / "b.pt").write_bytes((tmp_path / "a.pt").read_bytes())
     assert PublishedFile.open(tmp_path / "b.pt").fingerprint == first
@@ -165,9 +155,7 @@ def test_a_file_beyond_four_gigabytes(tmp_path: Path) -> None:
         "obs": FakeTensor(
             FakeStorage(torch.FloatStorage, "0", episodes * steps * obs_dim), 0, *strided(episodes, steps, 24)
         ),
-        "action": FakeTensor(
-            FakeStorage(torch.FloatStorage, "1", steps * 6), 0, (episodes, steps, 6), (0, 6, 1)
-        ),
+        "action": FakeTensor(FakeStorage(torch.FloatStorage, "1", steps * 6), 0, (episodes, steps, 6), (0, 6, 1)),
         "reward": FakeTensor(FakeStorage(torch.FloatStorage, "1", steps * 6), 0, (episodes, steps), (0, 1)),
         "task": FakeTensor(FakeStorage(torch.IntStorage, "2", episodes), 0, (episodes, steps), (1, 0)),
     }
@@ -208,16 +196,12 @@ def write_sparse_zip64(path: Path, members: dict[str, tuple[bytes, int]]) -> Non
             file.truncate(file.seek(0, os.SEEK_CUR))
             long = struct.pack("<HHQQQ", 1, 24, size, size, offset)
             directory += struct.pack("<4s6H3I", b"PK\1\2", 45, *head[:8])
-            directory += (
-                struct.pack("<5H2I", len(name), len(long), 0, 0, 0, 0, 0xFFFFFFFF) + name.encode() + long
-            )
+            directory += struct.pack("<5H2I", len(name), len(long), 0, 0, 0, 0, 0xFFFFFFFF) + name.encode() + long
         start = file.tell()
         file.write(directory)
         end = file.tell()
         count = len(members)
-        file.write(
-            struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(directory), start)
-        )
+        file.write(struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(directory), start))
         file.write(struct.pack("<4sIQI", b"PK\6\7", 0, end, 1))
         file.write(struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
 

@@ -80,6 +80,15 @@ def test_a_batch_depends_on_seed_and_step_alone(store: EpisodeStore, tmp_path: P
     assert same(forward[2], SliceSampler(one_shard, MT30, 64, 3, 7).batch(2))
 
 
+def test_announcing_rows_to_the_system_changes_nothing(store: EpisodeStore) -> None:
+    """What the sampler does for a while after a batch that had to wait for the disk."""
+    sampler = SliceSampler(store, MT30, batch_size=64, horizon=3, seed=7)
+    expected = sampler.batch(3)
+    sampler._batches_to_announce = 2
+    assert same(sampler.batch(3), expected)
+    assert sampler._batches_to_announce in (1, 256)
+
+
 def test_every_slice_is_equally_likely(store: EpisodeStore) -> None:
     """Chi-square over all 60 x 18 slices; the limit is 6 standard deviations above its mean."""
     sampler = SliceSampler(store, MT30, batch_size=1024, horizon=3, seed=3)
@@ -112,13 +121,9 @@ def test_a_single_task(store: EpisodeStore) -> None:
 
 def test_faults_are_named(store: EpisodeStore, tmp_path: Path) -> None:
     some = make_store(tmp_path / "s", QUICKSTART, [0, 2, 2])
-    with pytest.raises(
-        DataError, match="no episodes of reacher-easy, pendulum-spin, which task set 'quickstart'"
-    ):
+    with pytest.raises(DataError, match="no episodes of reacher-easy, pendulum-spin, which task set 'quickstart'"):
         SliceSampler(some, QUICKSTART, 8, 3, 0)
-    with pytest.raises(
-        DataError, match="found rows of obs 8 and action 2, but task 'walker-stand' needs 24 and 6"
-    ):
+    with pytest.raises(DataError, match="found rows of obs 8 and action 2, but task 'walker-stand' needs 24 and 6"):
         SliceSampler(some, MT30, 8, 3, 0)
     for horizon in (0, 21):
         with pytest.raises(DataError, match=f"found horizon {horizon}, expected 1 to 20"):

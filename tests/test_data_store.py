@@ -307,9 +307,7 @@ def test_damaged_stores_are_refused_with_the_files_name(tmp_path: Path) -> None:
     for name in ("shard-00000.rows", "shard-00000.tasks", "shard-00000.returns"):
         content = (path / name).read_bytes()
         (path / name).write_bytes(content[:-1])
-        with pytest.raises(
-            DataError, match=rf"{name}: found {len(content) - 1} bytes, expected {len(content)}"
-        ):
+        with pytest.raises(DataError, match=rf"{name}: found {len(content) - 1} bytes, expected {len(content)}"):
             EpisodeStore.open(path)
         (path / name).unlink()
         with pytest.raises(DataError, match=rf"{name}: found no such file"):
@@ -358,17 +356,13 @@ def test_tasks_without_an_environment_can_be_stored(tmp_path: Path) -> None:
 def test_check_space_names_what_is_needed(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", TASKS, IDS)
     store.check_space(1)
-    with pytest.raises(
-        DataError, match=r"GB free, expected at least [\d.]+ GB for 1,000,000,000,000 episodes"
-    ):
+    with pytest.raises(DataError, match=r"GB free, expected at least [\d.]+ GB for 1,000,000,000,000 episodes"):
         store.check_space(10**12)
 
 
 def test_opening_a_store_needs_no_torch() -> None:
     code = "import sys, tdmpc2.data.store, tdmpc2.data.importing; sys.exit('torch' in sys.modules)"
     assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        ).returncode
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
         == 0
     )

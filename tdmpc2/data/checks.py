@@ -82,9 +82,7 @@ class EpisodeChecker:
         """Checks obs [E,T,O], action [E,T,A], reward [E,T] and task [E]; returns the ids as int16 [E]."""
         self.layout(obs.shape, action.shape, reward.shape)
         if task.shape != obs.shape[:1] or not np.issubdtype(task.dtype, np.integer):
-            raise DataError(
-                f"{self.source}: found task {task.dtype} {list(task.shape)}, expected {len(obs)} integers."
-            )
+            raise DataError(f"{self.source}: found task {task.dtype} {list(task.shape)}, expected {len(obs)} integers.")
         wrong = (task < 0) | (task >= len(self.tasks))
         if wrong.any():
             e = int(np.argmax(wrong))

@@ -11,7 +11,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -47,17 +48,21 @@ class RemoteFile:
 
 
 class Hub(Protocol):
-    """The two things that are asked of a hub."""
+    """The two things that are asked of a hub. Both raise a `DataError` when it cannot be reached."""
 
     def describe(self, files: Sequence[HubFile]) -> list[RemoteFile]:
         """Each file's size and checksum; files that are not there are left out."""
 
-    def fetch(self, remote: RemoteFile, folder: Path, anew: bool) -> None:
-        """Puts the file at its path below `folder`, going on with a partial download unless `anew`."""
+    def read(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
+        """The file's bytes from `start` on."""
 
 
 class HuggingFaceHub:
-    """The hub itself, through `huggingface_hub`. Raises a `DataError` when it cannot be reached."""
+    """The hub itself. `huggingface_hub` brings addresses, tokens, proxies and mirrors.
+
+    Files are read here and not by its `hf_hub_download`: release 2.4 begins a file anew when the last run was
+    interrupted, which is too much for files of 11 GB.
+    """
 
     def describe(self, files: Sequence[HubFile]) -> list[RemoteFile]:
         from huggingface_hub import HfApi
@@ -67,31 +72,34 @@ class HuggingFaceHub:
         try:
             for kind in dict.fromkeys(file.kind for file in files):
                 paths = [file.path for file in files if file.kind == kind]
-                revision = HfApi().repo_info(REPOSITORY, repo_type=kind).sha
-                if revision is None:
-                    raise DataError(f"the hub names no revision of {kind} {REPOSITORY}; try again later.")
+                revision = str(HfApi().repo_info(REPOSITORY, repo_type=kind).sha)
                 for info in HfApi().get_paths_info(REPOSITORY, paths, repo_type=kind, revision=revision):
                     if isinstance(info, RepoFile):
                         checksum = info.lfs.sha256 if info.lfs else None
                         found.append(RemoteFile(HubFile(kind, info.path), info.size, checksum, revision))
-        except DataError:
-            raise
-        except Exception as error:  # its HTTP and Xet libraries' own errors, which differ by release
+        except Exception as error:  # its HTTP library's own errors, and that library differs by release
             raise _unreachable(error) from error
         return found
 
-    def fetch(self, remote: RemoteFile, folder: Path, anew: bool) -> None:
-        from huggingface_hub import hf_hub_download
+    def read(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, but not in __all__
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
 
+        file = remote.file
+        url = hf_hub_url(REPOSITORY, file.path, repo_type=file.kind, revision=remote.revision)
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
         try:
-            hf_hub_download(
-                REPOSITORY,
-                remote.file.path,
-                repo_type=remote.file.kind,
-                revision=remote.revision,
-                local_dir=folder,
-                force_download=anew,
-            )
+            with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
+                hf_raise_for_status(response)
+                skip = start if response.status_code == 200 else 0  # some mirrors know no ranges
+                for block in response.iter_bytes():
+                    if skip < len(block):
+                        yield block[skip:]
+                    skip = max(0, skip - len(block))
         except Exception as error:  # as above
             raise _unreachable(error) from error
 
@@ -112,8 +120,7 @@ class Plan:
     @property
     def bytes_to_fetch(self) -> int:
         """Bytes of the files to fetch, less what an interrupted download has already brought."""
-        partial = sum(_partial_bytes(self.folder, remote) for remote in self.missing)
-        return max(0, sum(remote.size for remote in self.to_fetch) - partial)
+        return sum(remote.size - _part_size(self.folder, remote) for remote in self.to_fetch)
 
     def table(self) -> str:
         """Each file's size and state, the total and the free disk space."""
@@ -147,9 +154,7 @@ def model_file(name: str) -> HubFile:
         return HubFile("model", f"multitask/{name}.pt")
     if _SINGLE_TASK.fullmatch(name):
         return HubFile("model", f"dmcontrol/{name}.pt")
-    raise DataError(
-        f"unknown model '{name}', expected one of {', '.join(multitask)}, or TASK-SEED (seed 1 to 3)."
-    )
+    raise DataError(f"unknown model '{name}', expected one of {', '.join(multitask)}, or TASK-SEED (seed 1 to 3).")
 
 
 def plan(
@@ -174,10 +179,18 @@ def plan(
     return Plan(folder, tuple(present), tuple(missing), tuple(damaged))
 
 
-def download(plan: Plan, hub: Hub, report: Callable[[str], None] = lambda line: None) -> None:
-    """Fetches what the plan lacks and checks each file's SHA-256. Resumed by planning and downloading again.
+def download(
+    plan: Plan,
+    hub: Hub,
+    progress: Callable[[RemoteFile, int], None] = lambda remote, done: None,
+    pause: float = 2.0,
+) -> None:
+    """Fetches what the plan lacks, checks each file's SHA-256 and only then gives it its name.
 
-    Raises a `DataError` when the disk is too small (before anything is fetched) or a checksum is wrong.
+    `progress` is told the bytes of a file that are there. A broken connection is tried again after `pause`
+    seconds, three times without a byte between them; an interrupted file goes on where it stopped, also in a
+    later run. Raises a `DataError` when the disk is too small (before anything is fetched), when the hub stays
+    away or when a checksum is wrong.
     """
     free = _free(plan.folder)
     if plan.bytes_to_fetch > free:
@@ -186,19 +199,44 @@ def download(plan: Plan, hub: Hub, report: Callable[[str], None] = lambda line: 
             f"{plan.bytes_to_fetch / 1e9:.1f} GB; free some space, choose another folder or fewer chunks."
         )
     for remote in plan.to_fetch:
-        target = plan.folder / remote.file.path
-        report(f"fetching {target} ({remote.size / 1e9:.3f} GB)")
+        target, part = plan.folder / remote.file.path, _part(plan.folder, remote)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(remote, hub, part, progress, pause)
+            if not _is_whole(part, remote):
+                part.unlink()
+                raise DataError(
+                    f"{target}: the SHA-256 of what arrived is not the hub's ({remote.sha256}), so it was "
+                    "removed; run the same command again."
+                )
+            part.replace(target)
         except OSError as error:
             raise write_error(target, error) from error
-        hub.fetch(remote, plan.folder, anew=remote in plan.damaged)
-        if not _is_whole(target, remote):
-            raise DataError(
-                f"{target}: its SHA-256 is not the hub's ({remote.sha256}); delete it and run the "
-                "same command again."
-            )
-        report(f"checked {target}")
+
+
+def _fetch(remote: RemoteFile, hub: Hub, part: Path, progress: Callable[[RemoteFile, int], None], pause: float) -> None:
+    """Appends what is missing to the partial file."""
+    done = part.stat().st_size if part.is_file() else 0
+    failures = 0
+    with part.open("ab") as file:
+        progress(remote, done)
+        while done < remote.size:
+            before, error = done, None
+            try:
+                for block in hub.read(remote, done):
+                    file.write(block)
+                    done += len(block)
+                    progress(remote, done)
+            except DataError as caught:
+                error = caught
+            if done >= remote.size:
+                break
+            failures = failures + 1 if done == before else 0
+            if failures == 3:
+                raise error or DataError(f"the hub sends nothing of {remote.file.path}; try again later.")
+            time.sleep(pause)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _is_whole(path: Path, remote: RemoteFile) -> bool:
@@ -213,13 +251,15 @@ def _is_whole(path: Path, remote: RemoteFile) -> bool:
     return digest.hexdigest() == remote.sha256
 
 
-def _partial_bytes(folder: Path, remote: RemoteFile) -> int:
-    """Bytes of an interrupted download, which huggingface_hub keeps below `.cache` under the file's "
-    "checksum."""
-    if remote.sha256 is None:
-        return 0
-    parts = (folder / ".cache" / "huggingface" / "download").rglob(f"*{remote.sha256}*.incomplete")
-    return sum(part.stat().st_size for part in parts)
+def _part(folder: Path, remote: RemoteFile) -> Path:
+    """Where a file grows: beside its place, under a name that no other content of it shares."""
+    target = folder / remote.file.path
+    return target.with_name(f"{target.name}.{(remote.sha256 or remote.revision)[:16]}.part")
+
+
+def _part_size(folder: Path, remote: RemoteFile) -> int:
+    part = _part(folder, remote)
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _free(folder: Path) -> int:

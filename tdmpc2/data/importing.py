@@ -32,9 +32,7 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "") -> Epis
     path = Path(path)
     steps = set(task_set.episode_steps)
     if len(steps) != 1:
-        raise DataError(
-            f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length."
-        )
+        raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
     wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, steps.pop() + 1)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return EpisodeStore.create(path, *wanted, notes=notes)
@@ -91,9 +89,7 @@ def summary(store: EpisodeStore) -> str:
     )
     if store.notes:
         lines.append(f"notes: {store.notes}")
-    lines.extend(
-        f"{s.name}: {s.episodes:,} episodes from {s.source or 'an unnamed source'}" for s in store.shards
-    )
+    lines.extend(f"{s.name}: {s.episodes:,} episodes from {s.source or 'an unnamed source'}" for s in store.shards)
     return "\n".join(lines)
 
 

@@ -171,9 +171,7 @@ class PublishedFile:
                 reward=self.reward.floats(start, stop),
                 task=self.task.integers(start, stop),
             )
-            if hasattr(
-                mmap, "MADV_DONTNEED"
-            ):  # the pages read so far need not count as this process's memory
+            if hasattr(mmap, "MADV_DONTNEED"):  # the pages read so far need not count as this process's memory
                 self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
@@ -194,9 +192,7 @@ class _Archive:
                     raise _bad(path, f"a zip archive with {len(pickles)} data.pkl, not a file of torch.save")
                 prefix = pickles[0].removesuffix("data.pkl")
                 self.members = {
-                    i.filename.removeprefix(prefix): i
-                    for i in archive.infolist()
-                    if i.filename.startswith(prefix)
+                    i.filename.removeprefix(prefix): i for i in archive.infolist() if i.filename.startswith(prefix)
                 }
                 for name, info in self.members.items():
                     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
@@ -207,15 +203,11 @@ class _Archive:
                 if self.members["data.pkl"].file_size > _MAX_PICKLE_BYTES:
                     raise _bad(path, "its data.pkl is too large for a dataset file")
                 self.pickle = archive.read(pickles[0])
-                order = (
-                    archive.read(prefix + "byteorder").strip() if "byteorder" in self.members else b"little"
-                )
+                order = archive.read(prefix + "byteorder").strip() if "byteorder" in self.members else b"little"
         except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError) as error:
             raise _bad(path, f"{self._what_instead()} ({error})") from error
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); check the file's permissions."
-            ) from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the file's permissions.") from error
         if order != b"little":
             raise DataError(
                 f"{path}: byte order is {order.decode('ascii', 'replace')!r}, expected 'little'; save "
@@ -262,9 +254,7 @@ class _Archive:
             raise _bad(self.path, f"member 'data/{key}' is missing")
         itemsize = _DTYPES[kind].itemsize if kind else 1
         if info.file_size != numel * itemsize:
-            raise _bad(
-                self.path, f"member 'data/{key}' has {info.file_size} bytes, its storage {numel * itemsize}"
-            )
+            raise _bad(self.path, f"member 'data/{key}' has {info.file_size} bytes, its storage {numel * itemsize}")
         if key not in self._file_offsets:
             # The name and the padding before the bytes are as long as the member's own header says.
             header = self.mapping[info.header_offset : info.header_offset + 30]
@@ -277,9 +267,7 @@ class _Archive:
             raise _bad(self.path, f"member 'data/{key}' ends after the file's end")
         return _Storage(kind, offset, info.file_size)
 
-    def tensor(
-        self, storage: object, dtype: str, offset: object, shape: object, stride: object
-    ) -> TensorView:
+    def tensor(self, storage: object, dtype: str, offset: object, shape: object, stride: object) -> TensorView:
         """A view on the mapping; raises a `DataError` where it would leave its storage."""
         if not isinstance(storage, _Storage) or dtype not in _DTYPES:
             raise _bad(self.path, "a tensor has no storage of a known type")

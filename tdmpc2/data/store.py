@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import platform
 import re
@@ -103,7 +104,8 @@ class EpisodeStore:
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self.header = header
-        self._mapped: dict[int, npt.NDArray[np.float32]] = {}
+        self._rows: dict[int, npt.NDArray[np.float32]] = {}
+        self._mappings: dict[int, mmap.mmap] = {}
 
     @classmethod
     def create(
@@ -119,9 +121,7 @@ class EpisodeStore:
         path = Path(path)
         names = tuple(task_set_names)
         if not names or len(set(names)) != len(names):
-            raise DataError(
-                f"{path}: found tasks {', '.join(names) or 'none'}, expected at least one, none twice."
-            )
+            raise DataError(f"{path}: found tasks {', '.join(names) or 'none'}, expected at least one, none twice.")
         if len(names) > np.iinfo(np.int16).max:
             raise DataError(f"{path}: found {len(names)} tasks, expected at most {np.iinfo(np.int16).max}.")
         if obs_dim < 1 or action_dim < 1 or episode_steps < 2:
@@ -131,13 +131,9 @@ class EpisodeStore:
             )
         widest = max(known_obs_dims(names) or (0,))
         if widest > obs_dim:
-            raise DataError(
-                f"{path}: found obs_dim {obs_dim}, expected at least {widest}, its widest task's."
-            )
+            raise DataError(f"{path}: found obs_dim {obs_dim}, expected at least {widest}, its widest task's.")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise DataError(
-                f"{path}: found a file or a folder with content, expected none; choose a new folder."
-            )
+            raise DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
         store = cls(path, Header(names, obs_dim, action_dim, episode_steps, notes=notes))
         store._write_header(store.header)
         return store
@@ -209,17 +205,32 @@ class EpisodeStore:
 
     def rows(self, shard: int) -> npt.NDArray[np.float32]:
         """[episodes * T, O+A+1]: a shard's rows, mapped read-only."""
-        if shard not in self._mapped:
+        if shard not in self._rows:
             path = self.path / f"{self.shards[shard].name}.rows"
-            dtype = _DTYPES[self.header.dtype]
-            shape = (self.shards[shard].episodes * self.episode_steps, self.header.width)
             try:
-                self._mapped[shard] = np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape))
+                with path.open("rb") as file:
+                    self._mappings[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                values = np.frombuffer(self._mappings[shard], dtype=_DTYPES[self.header.dtype])
+                self._rows[shard] = values.reshape(-1, self.header.width)
             except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{path}: cannot be mapped ({error}); check the file and its permissions."
-                ) from error
-        return self._mapped[shard]
+                raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
+        return self._rows[shard]
+
+    def will_read(self, shard: int, first_rows: npt.NDArray[np.int64], count: int) -> None:
+        """Tells the system to fetch `count` rows from each of `first_rows` on, all at once, in the background.
+
+        Without this, rows that are not in memory are fetched one after the other, as they are touched.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        self.rows(shard)
+        row_bytes = self.header.width * _DTYPES[self.header.dtype].itemsize
+        starts = first_rows * row_bytes
+        pages = starts - starts % mmap.PAGESIZE
+        sizes = starts - pages + count * row_bytes
+        advise = self._mappings[shard].madvise
+        for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
+            advise(mmap.MADV_WILLNEED, page, size)
 
     def episode(self, index: int) -> dict[str, Any]:
         """Views of one episode: obs [T,O], action [T,A], reward [T], and its task's name."""
@@ -334,9 +345,7 @@ class StoreWriter:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise DataError(
-                f"{store.path}: another writer has this store open; wait until it has ended."
-            ) from error
+            raise DataError(f"{store.path}: another writer has this store open; wait until it has ended.") from error
         except OSError as error:
             raise write_error(store.path / _LOCK, error) from error
         try:
@@ -356,9 +365,7 @@ class StoreWriter:
             raise
         return self
 
-    def write(
-        self, obs: npt.ArrayLike, action: npt.ArrayLike, reward: npt.ArrayLike, task: npt.ArrayLike
-    ) -> None:
+    def write(self, obs: npt.ArrayLike, action: npt.ArrayLike, reward: npt.ArrayLike, task: npt.ArrayLike) -> None:
         """Adds obs [E,T,O], action [E,T,A], reward [E,T] and task [E], after checking them (see `checks`)."""
         o, a, r = (np.asarray(x, dtype=np.float32) for x in (obs, action, reward))
         ids = self._checker.check(o, a, r, np.asarray(task), self.episodes)
