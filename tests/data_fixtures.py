@@ -29,9 +29,7 @@ needs_shared_chunk = pytest.mark.skipif(
 )
 
 
-def make_episodes(
-    tasks: TaskSet, ids: list[int], steps: int, obs_dim: int, action_dim: int
-) -> dict[str, np.ndarray]:
+def make_episodes(tasks: TaskSet, ids: list[int], steps: int, obs_dim: int, action_dim: int) -> dict[str, np.ndarray]:
     """Episodes whose values name episode, step and column; NaN at step 0 as in the published files."""
     count = len(ids)
     place = np.arange(count)[:, None, None] * 1000 + np.arange(steps)[None, :, None]
@@ -94,9 +92,7 @@ class FakeTensor:
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> Any:
-        return (
-            ("storage", value.kind, value.key, "cpu", value.numel) if isinstance(value, FakeStorage) else None
-        )
+        return ("storage", value.kind, value.key, "cpu", value.numel) if isinstance(value, FakeStorage) else None
 
 
 def pickled(value: Any, protocol: int = 2) -> bytes:

@@ -199,10 +199,19 @@ def test_two_handles_append_in_turn(tmp_path: Path) -> None:
     assert first.verify()
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    head = "import sys, time; sys.path.insert(0, 'tests')\nfrom test_data_store import *\n"
+def python(code: str, store: Path) -> subprocess.Popen[str]:
+    """Runs `code` in another process, with `store` open and the episodes as `data`."""
+    np.savez(store.parent / "episodes.npz", **episodes())
+    head = f"""
+        import sys, time
+        import numpy as np
+        from tdmpc2.data.store import EpisodeStore
+        from tdmpc2.errors import UserError
+        data = dict(np.load({str(store.parent / "episodes.npz")!r}))
+        store = EpisodeStore.open({str(store)!r})
+    """
     return subprocess.Popen(
-        [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -216,8 +225,8 @@ def test_a_writer_killed_at_work_leaves_the_store_whole(tmp_path: Path) -> None:
     store = make_store(path, TASKS, IDS)
     process = python(
         """
-        with EpisodeStore.open(sys.argv[1]).writer() as writer:
-            writer.write(**episodes())
+        with store.writer() as writer:
+            writer.write(**data)
             writer._file.flush()
             print("written", flush=True)
             time.sleep(60)
@@ -259,11 +268,10 @@ def test_a_full_disk_leaves_the_store_whole(tmp_path: Path) -> None:
         """
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        store = EpisodeStore.open(sys.argv[1])
         with store.writer() as writer:
             try:
                 for _ in range(400):
-                    writer.write(**episodes())
+                    writer.write(**data)
             except UserError as error:
                 print(error)
         """,

@@ -183,7 +183,7 @@ def download(
     plan: Plan,
     hub: Hub,
     progress: Callable[[RemoteFile, int], None] = lambda remote, done: None,
-    pause: float = 2.0,
+    pause: float = 1.0,
 ) -> None:
     """Fetches what the plan lacks, checks each file's SHA-256 and only then gives it its name.
 
