@@ -24,7 +24,9 @@ def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
     checkpoint = Path(required(config, "checkpoint"))
     device = resolve_device(config.device)
-    agent = load_agent(checkpoint, chosen_task_set(config), device, planner_settings(config), precision=config.precision)
+    agent = load_agent(
+        checkpoint, chosen_task_set(config), device, planner_settings(config), precision=config.precision
+    )
     label = config.label or checkpoint.stem
     output = Path(config.output or f"results/{label}")
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
@@ -35,9 +37,7 @@ def main(config: DictConfig) -> None:
     )
     lengths = dict(zip(agent.task_set.tasks, agent.task_set.episode_steps, strict=True))
     with Progress(settings.episodes * sum(lengths[t] for t in tasks), "evaluating", "decisions") as progress:
-        result = evaluate(
-            agent, settings, label=label, configuration=plain(config), on_decisions=progress.update
-        )
+        result = evaluate(agent, settings, label=label, configuration=plain(config), on_decisions=progress.update)
     print(results_table(result))
     result.save_json(output / "evaluation.json")
     result.save_csv(output / "episodes.csv")

@@ -97,9 +97,7 @@ def evaluate(
     workers = default_workers() if settings.num_workers is None else settings.num_workers
     controller = AgentController(agent, num_envs, mpc=settings.mpc, greedy=settings.greedy)
     films = _Films(settings.video_dir)
-    with EnvPool(
-        agent.task_set, num_envs=num_envs, num_workers=workers, render=settings.video_dir is not None
-    ) as pool:
+    with EnvPool(agent.task_set, num_envs=num_envs, num_workers=workers, render=settings.video_dir is not None) as pool:
         started = time.perf_counter()
         finished = []
         try:

@@ -39,9 +39,7 @@ class AgentController:
         noise: std of Gaussian noise added to every action, for collecting data.
     """
 
-    def __init__(
-        self, agent: Agent, slots: int, *, mpc: bool = True, greedy: bool = False, noise: float = 0.0
-    ) -> None:
+    def __init__(self, agent: Agent, slots: int, *, mpc: bool = True, greedy: bool = False, noise: float = 0.0) -> None:
         self._agent = agent
         self._mpc = mpc
         self._greedy = greedy

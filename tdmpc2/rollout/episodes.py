@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """obs [T, O]; action [T, A] and reward [T] are those that led to obs[t], NaN at t = 0 (the dataset's convention)."""
+    """obs [T, O]; action [T, A] and reward [T] that led to obs[t], NaN at t = 0 (the dataset's convention)."""
 
     obs: FloatArray
     action: FloatArray

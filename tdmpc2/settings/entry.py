@@ -1,14 +1,17 @@
-"""How the command-line programs start: compose the configuration, run, and print errors of the user's as one line."""
+"""How the command-line programs start: compose the configuration, run, and print a user's errors as one line."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from tdmpc2.errors import UserError
 from tdmpc2.settings.schema import register_schemas
@@ -17,26 +20,55 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Makes a function of a configuration into a program; a UserError ends it with one line and exit code 2."""
+    """Makes a function of a configuration into a program.
+
+    A UserError, or a configuration that does not compose, ends it with one line and exit code 2.
+    """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         def guarded(config: DictConfig) -> None:
             try:
                 function(config)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
+                raise _exit(str(error)) from None
 
         def program() -> None:
             register_schemas()
             if not CONFIG_DIR.is_dir():
-                print(f"error: {CONFIG_DIR} is missing: run from a clone of the repository.", file=sys.stderr)
-                raise SystemExit(2)
-            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
+                raise _exit(f"{CONFIG_DIR} is missing: run from a clone of the repository.")
+            start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)
+            wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its errors itself, in many lines
+            try:
+                start()
+            except (HydraException, OmegaConfBaseException) as error:
+                if wants_traceback:
+                    raise
+                raise _exit(one_line(error)) from None
 
         return program
 
     return decorate
+
+
+def _exit(message: str) -> SystemExit:
+    print(f"error: {message}", file=sys.stderr)
+    return SystemExit(2)
+
+
+def one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf say about a configuration, without the lines about their own insides."""
+    said = str(error).partition("Config search path:")[0].splitlines()
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        said += str(error.__cause__).splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in said if line.strip().startswith("full_key:")), "")
+    # Typed configurations take no key that is not theirs, so "+key" is no advice here.
+    insides = ("To append to your config", "full_key:", "object_type=", "reference_type=")
+    said = [line for line in said if line.strip() and not line.strip().startswith(insides)]
+    options = [line.strip() for line in said if line.startswith("\t")]
+    text = [line.strip().rstrip(".") for line in said if not line.startswith("\t")]
+    line = ": ".join(dict.fromkeys(text)).replace("::", ":") + (" " + ", ".join(options) if options else "")
+    return line if key in line else f"{key}: {line}"
 
 
 def set_matmul_precision(name: str) -> None:

@@ -1,7 +1,7 @@
 """Typed schemas of the Hydra configurations: a wrong key, type or missing value fails at once and names its key.
 
-Released keys keep their names. The YAML tree in `config/` fills these in; `tdmpc2.settings.convert` turns the result into
-the frozen settings of each room, and no room ever sees a configuration object.
+Released keys keep their names. The YAML tree in `config/` fills these in; `tdmpc2.settings.convert` turns the result
+into the frozen settings of each room, and no room ever sees a configuration object.
 """
 
 from __future__ import annotations

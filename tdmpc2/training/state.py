@@ -1,9 +1,9 @@
 """The training state on disk: what an interrupted run continues from.
 
-    <run folder>/
-        state/latest.pt      the last whole state
-        state/previous.pt    the one before, used if the last cannot be read
-        checkpoints/         models by step, and final.safetensors
+<run folder>/
+    state/latest.pt      the last whole state
+    state/previous.pt    the one before, used if the last cannot be read
+    checkpoints/         models by step, and final.safetensors
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class StateFolder:
             _check_identity(path, state.identity, identity)
             return state
         found = "; ".join(problems) or "none was written"
-        raise CheckpointError(f"{self._folder}: no training state to resume from ({found}).")
+        raise CheckpointError(
+            f"{self._folder}: no training state to resume from ({found}); start it without resume=true."
+        )
 
 
 def _check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

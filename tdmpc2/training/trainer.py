@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +30,7 @@ from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import RewardTeacher
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
+from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, WorldModel, published_size
 from tdmpc2.planner import PlannerSettings
@@ -36,14 +39,23 @@ from tdmpc2.tasks import TaskSet
 from tdmpc2.training.learner import Learner, OptimiserSettings
 from tdmpc2.training.state import StateFolder, TrainingState
 
-CONSOLE_METRICS = ("total_loss", "consistency_loss", "reward_loss", "value_loss", "distillation_loss", "pi_loss")
+CONSOLE_METRICS = (
+    "total_loss",
+    "consistency_loss",
+    "reward_loss",
+    "value_loss",
+    "distillation_loss",
+    "pi_loss",
+)
+CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """One run; see `TrainConfig` for the keys.
 
-    `eval_freq` of 0 evaluates never. `config` is kept with every checkpoint. `teacher_name` is for the record.
+    `eval_freq` of 0 evaluates never. `config` is kept with the run and every checkpoint. `teacher_name` is
+    for the record.
     """
 
     run_dir: Path
@@ -79,18 +91,17 @@ class TrainSettings:
             raise UserError(f"eval_freq must be 0 (never) or more, not {self.eval_freq}.")
 
     def identity(self) -> dict[str, Any]:
-        """What the update sequence depends on, and so may not change when a run resumes; `steps` may."""
+        """The keys that the updates depend on, and so may not change when a run resumes; `steps` may."""
         return {
             "tasks": list(self.task_set.tasks),
-            "model": asdict(self.dims),
-            "data_dir": str(self.data_dir),
             "batch_size": self.batch_size,
             "horizon": self.horizon,
             "seed": self.seed,
             "teacher": self.teacher_name,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
-            "weights": asdict(self.weights),
-            "optimiser": asdict(self.optimiser),
+            **asdict(self.dims),
+            **asdict(self.weights),
+            **asdict(self.optimiser),
         }
 
 
@@ -179,28 +190,30 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
         UserError: when the run folder holds another run's state, or a loss is no longer a number.
     """
     states = StateFolder(settings.run_dir)
-    identity = settings.identity()
-    start = 0
-    if settings.resume:
-        state = states.load(identity)
-        start = state.step
-    elif states.exists():
+    if states.exists() and not settings.resume:
         raise UserError(
             f"{settings.run_dir} holds a training run already: continue it with resume=true, "
             "or choose another exp_name or seed."
         )
     if teacher is not None:
         teacher.check_frozen()
-    torch.manual_seed(settings.seed)
     store = EpisodeStore.open(settings.data_dir)
     sampler = SliceSampler(store, settings.task_set, settings.batch_size, settings.horizon, settings.seed)
+    identity = settings.identity() | _content_identity(store, teacher)
+    state = states.load(identity) if settings.resume else None
+    start = 0 if state is None else state.step
+    torch.manual_seed(settings.seed)
+    # A resumed student's weights are in the state; the file it once started from need not be there any more.
+    student = new_student(settings if state is None else replace(settings, checkpoint=None))
     discounts = torch.from_numpy(settings.task_set.discounts())
-    learner = Learner(new_student(settings), discounts, settings.weights, settings.optimiser, settings.seed)
-    if settings.resume:
+    learner = Learner(student, discounts, settings.weights, settings.optimiser, settings.seed)
+    if state is not None:
         learner.load_state_dict(state.learner)
         print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
 
+    atomic_write_text(settings.run_dir / CONFIG_NAME, json.dumps(dict(settings.config), indent=2) + "\n")
     run = _Run(settings, learner, states)
+    watch = _FiniteWatch(sampler, settings.device)
     logger = MetricLogger(
         settings.run_dir,
         settings.logging,
@@ -219,19 +232,30 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
             target = None if teacher is None else teacher.rewards(batch.obs[0], batch.action[0], batch.task)
             metrics = learner.update(batch, target)
             step += 1
+            watch.add(step, metrics)
             last = step == settings.steps
-            if step % settings.log_freq == 0 or last:
+            due = {
+                kind: last or step % every == 0
+                for kind, every in (
+                    ("log", settings.log_freq),
+                    ("eval", settings.eval_freq),
+                    ("save", run.save_freq),
+                    ("state", settings.state_freq),
+                )
+                if every
+            }
+            if any(due.values()):
+                watch.check()
+            if due["log"]:
                 latest = _read(metrics)
-                _check_finite(latest, step, sampler)
                 logger.log(step, latest)
-            score = None
-            if settings.eval_freq and (step % settings.eval_freq == 0 or last):
-                score = run.evaluate(logger, step)
-            if step % run.save_freq == 0 or last:
+            score = run.evaluate(logger, step) if due.get("eval") else None
+            if due["save"]:
                 run.save(step, score, final=last)
-            if step % settings.state_freq == 0 or last:
+            if due["state"]:
                 run.save_state(step, identity)
         if interrupt.signal is not None and step < settings.steps:
+            watch.check()
             run.save_state(step, identity)
             print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
     seconds = time.perf_counter() - clock
@@ -290,13 +314,46 @@ def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(metrics, values, strict=True))
 
 
-def _check_finite(metrics: Mapping[str, float], step: int, sampler: SliceSampler) -> None:
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        episodes = sorted(set(sampler.indices(step - 1)[0].tolist()))
-        shown = ", ".join(map(str, episodes[:10]))
+class _FiniteWatch:
+    """Finds the first update whose numbers are not finite, without waiting for the device at every step."""
+
+    _WATCHED = ("total_loss", "grad_norm", "pi_loss", "pi_grad_norm")
+
+    def __init__(self, sampler: SliceSampler, device: torch.device) -> None:
+        self._sampler = sampler
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._values = torch.zeros(len(self._WATCHED), device=device)
+
+    def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Notes the metrics of an update that ended at `step`."""
+        values = torch.stack([metrics[name] for name in self._WATCHED])
+        fine = self._first_bad < 0
+        self._values = torch.where(fine, values, self._values)
+        self._first_bad = torch.where(fine & ~values.isfinite().all(), step, self._first_bad)
+
+    def check(self) -> None:
+        """Raises a UserError that names the step, its metrics and the episodes its batch drew."""
+        step = int(self._first_bad)
+        if step < 0:
+            return
+        bad = [n for n, v in zip(self._WATCHED, self._values.tolist(), strict=True) if not math.isfinite(v)]
+        episodes = sorted(set(self._sampler.indices(step - 1)[0].tolist()))
+        shown = ", ".join(map(str, episodes[:10])) + (", …" if len(episodes) > 10 else "")
         raise UserError(
-            f"step {step}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; its batch drew episodes "
-            f"{shown}{', …' if len(episodes) > 10 else ''}. The last state written is kept; check these episodes with "
+            f"step {step}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; its batch drew "
+            f"episodes {shown}. The last state written is kept; check the data with "
             "scripts/import_data.py --verify, or lower lr."
         )
+
+
+def _content_identity(store: EpisodeStore, teacher: RewardTeacher | None) -> dict[str, Any]:
+    """What the data and the teacher are, whatever folder they lie in, for `TrainSettings.identity`."""
+    rows = "".join(shard.rows_sha256 for shard in store.shards)
+    weights = 0
+    if teacher is not None:
+        for value in teacher.model.state_dict().values():
+            weights = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), weights)
+    return {
+        "data": f"{len(store)} episodes, checksum {zlib.crc32(rows.encode()):08x}",
+        "teacher weights": "none" if teacher is None else f"checksum {weights:08x}",
+    }
