@@ -44,7 +44,7 @@ class Agent:
         self.task_set = task_set
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        discounts = torch.from_numpy(task_set.discounts()).to(self.device, self.dtype)
+        discounts = torch.from_numpy(task_set.discounts()).to(self.device)
         self.planner = Planner(model, planner or PlannerSettings(), discounts)
         self.generator = generator
         self._mean: Tensor | None = None
@@ -94,7 +94,7 @@ class Agent:
     def no_plan(self, count: int) -> Tensor:
         """The warm start [count, H, A] of new episodes: zeros."""
         shape = (count, self.settings.horizon, self.task_set.action_dim)
-        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+        return torch.zeros(shape, device=self.device)
 
     @torch.no_grad()
     def decide(
@@ -141,7 +141,7 @@ class Agent:
             noise = torch.randn(shape, generator=generator, device=self.device)
         else:
             noise = torch.stack([torch.randn(shape[1], generator=g, device=self.device) for g in generator])
-        mean, _, action = self.model.policy(self.model.encode(obs, task), task, noise.to(self.dtype))
+        mean, _, action = self.model.policy(self.model.encode(obs, task), task, noise)
         assert action is not None
         return mean if greedy else action
 

@@ -153,7 +153,7 @@ class WorldModel(nn.Module):
         if embedding is not None:
             pieces.append(embedding.to(x.dtype).expand(*x.shape[:-1], -1))
         if action is not None:
-            pieces.append(action)
+            pieces.append(action.to(x.dtype))
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else x
 
     # -- forward passes -------------------------------------------------------------------------------------
@@ -213,13 +213,14 @@ class WorldModel(nn.Module):
         low, high = self.dims.log_std_min, self.dims.log_std_max
         log_std = low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
         mask = self._mask(task)
+        noise = None if noise is None else noise.to(mean.dtype)
         if mask is None:
             return mean, log_std, noise
         return mean * mask, log_std * mask, None if noise is None else noise * mask
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Scalars [..., 1] that reward or value logits [..., bins] stand for."""
-        return two_hot_inverse(logits, self.dims.vmin, self.dims.vmax)
+        """Scalars [..., 1] that reward or value logits [..., bins] stand for, float32 whatever the model's precision."""
+        return two_hot_inverse(logits.float(), self.dims.vmin, self.dims.vmax)
 
 
 def _norm_limit(rows: Tensor) -> Tensor:

@@ -125,10 +125,10 @@ class Planner:
         column = None if task is None else task.unsqueeze(1)
         mask = None if model.action_masks is None or task is None else model.action_masks[task]
         z = model.encode(obs, task).unsqueeze(1)  # [N, 1, Z]
-        candidates = torch.empty(count, s.horizon, s.num_samples, model.dims.action_dim, device=device, dtype=z.dtype)
+        candidates = torch.empty(count, s.horizon, s.num_samples, model.dims.action_dim, device=device)
         if s.num_pi_trajs:
             candidates[:, :, : s.num_pi_trajs] = self._prior_trajectories(z, column, noise.prior)
-        mean = warm_start.to(z.dtype)
+        mean = warm_start.float()
         std = torch.full_like(mean, s.max_std)
         if mask is not None:
             mean, std = mean * mask[:, None], std * mask[:, None]
@@ -169,7 +169,7 @@ class Planner:
         model = self.model
         z = z.expand(-1, actions.shape[2], -1)
         gamma = self.discounts[0] if task is None else self.discounts[task].unsqueeze(-1)  # [N, 1, 1]
-        total = z.new_zeros(*z.shape[:2], 1)
+        total = torch.zeros(*z.shape[:2], 1, device=z.device)
         discount = torch.ones_like(gamma)
         for t in range(actions.shape[1]):
             total = total + discount * model.decode(model.reward(z, actions[:, t], task))
