@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.agent import resolve_device
 from tdmpc2.distillation import RewardTeacher, load_teacher, random_teacher
-from tdmpc2.errors import UserError
+from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, model_dims
@@ -140,10 +140,21 @@ def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Rewa
             f"teacher={teacher.name} needs its weights: give teacher.checkpoint=… "
             "(scripts/download.py fetches the published ones), or teacher=none to train from scratch."
         )
-    return load_teacher(
+    changed = any(teacher[key] is not None for key in _SIZE_KEYS)
+    loaded = load_teacher(
         teacher.checkpoint,
         tasks,
         task=own.name if own else tasks.name,
-        model_size=teacher.model_size,
+        model_size=None if changed else teacher.model_size,
         device=device,
     )
+    if changed and teacher.model_size is not None:
+        expected = model_dims_of(teacher, own or tasks, config)
+        pairs = ((key, getattr(loaded.dims, key), getattr(expected, key)) for key in _SIZE_KEYS)
+        differing = [f"teacher.{key} {held} (not {wanted})" for key, held, wanted in pairs if held != wanted]
+        if differing:
+            raise CheckpointError(
+                f"{teacher.checkpoint}: holds a model of {', '.join(differing)}; choose the teacher that it holds, "
+                "or set the keys named to the file's."
+            )
+    return loaded

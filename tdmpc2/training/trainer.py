@@ -297,7 +297,7 @@ class _Run:
             model_size=published_size(s.dims),
             step=step,
             config=dict(s.config),
-            normalised_score=score,
+            normalised_score=score if score is not None and math.isfinite(score) else None,
         )
         weights = self._learner.model.state_dict()
         save_checkpoint(self._folder / f"step_{step:08d}.safetensors", weights, metadata)
