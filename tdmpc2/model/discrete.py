@@ -24,8 +24,9 @@ def symexp(x: Tensor) -> Tensor:
 def _bin_position(x: Tensor, vmin: float, vmax: float, num_bins: int) -> tuple[Tensor, Tensor]:
     """Lower bin index (int64) and the share of the bin above it, both shaped like x."""
     position = (symlog(x).clamp(vmin, vmax) - vmin) * ((num_bins - 1) / (vmax - vmin))
-    lower = position.floor().clamp(max=num_bins - 2)
-    return lower.long(), position - lower
+    # Clamped as whole numbers: NaN must give a NaN loss, not an index out of range, which ends a CUDA process.
+    lower = position.floor().long().clamp(0, num_bins - 2)
+    return lower, position - lower
 
 
 def two_hot(x: Tensor, vmin: float, vmax: float, num_bins: int) -> Tensor:
