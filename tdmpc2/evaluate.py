@@ -30,13 +30,11 @@ def main(config: DictConfig) -> None:
     label = config.label or checkpoint.stem
     output = Path(config.output or f"results/{label}")
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
-    tasks = settings.tasks or agent.task_set.tasks
     print(
-        f"{checkpoint}: {len(tasks)} tasks x {settings.episodes} episodes on {device}, "
+        f"{checkpoint}: {len(settings.tasks_of(agent.task_set))} tasks x {settings.episodes} episodes on {device}, "
         f"{'planning' if settings.mpc else 'policy prior'}, {'greedy' if settings.greedy else 'exploring'}"
     )
-    lengths = dict(zip(agent.task_set.tasks, agent.task_set.episode_steps, strict=True))
-    with Progress(settings.episodes * sum(lengths[t] for t in tasks), "evaluating", "decisions") as progress:
+    with Progress(settings.decisions_of(agent.task_set), "evaluating", "decisions") as progress:
         result = evaluate(agent, settings, label=label, configuration=plain(config), on_decisions=progress.update)
     print(results_table(result))
     result.save_json(output / "evaluation.json")

@@ -19,6 +19,7 @@ from tdmpc2.envs import EnvPool, episode_seed
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
 from tdmpc2.rollout import AgentController, Job, run_episodes
+from tdmpc2.tasks import TaskSet
 
 # Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
 _MOST_ENVS = {"cpu": 60, "cuda": 300}
@@ -54,6 +55,18 @@ class EvaluationSettings:
             raise UserError(f"eval_episodes must be at least 1, not {self.episodes}.")
         if self.tasks is not None and not self.tasks:
             raise UserError("tasks=[] names no task; leave it out to evaluate all.")
+        if self.tasks is not None and len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"tasks names a task twice: {', '.join(self.tasks)}.")
+
+    def tasks_of(self, task_set: TaskSet) -> tuple[str, ...]:
+        """The tasks to evaluate; a UserError names one that the set does not have."""
+        for task in self.tasks or ():
+            task_set.index(task)
+        return self.tasks or task_set.tasks
+
+    def decisions_of(self, task_set: TaskSet) -> int:
+        """How many decisions all episodes take together, for a progress display."""
+        return self.episodes * sum(task_set.episode_steps[task_set.index(t)] for t in self.tasks_of(task_set))
 
 
 def default_workers() -> int:
@@ -85,9 +98,7 @@ def evaluate(
         configuration: kept with the results.
         on_decisions: told how many decisions were just taken, for a progress display.
     """
-    tasks = settings.tasks or agent.task_set.tasks
-    for task in tasks:
-        agent.task_set.index(task)
+    tasks = settings.tasks_of(agent.task_set)
     jobs = [
         Job(task, number, episode_seed(settings.seed, task, number))
         for number in range(settings.episodes)
@@ -119,7 +130,7 @@ def evaluate(
     return EvaluationResult(
         label=label,
         task_set=agent.task_set.name,
-        tasks=tuple(tasks),
+        tasks=tasks,
         episodes=tuple(
             EpisodeResult(e.job.task, e.job.episode, e.job.seed, e.episode_return, e.length) for e in finished
         ),

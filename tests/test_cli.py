@@ -1,0 +1,156 @@
+"""The programs as users start them: other folders, no installed package, one line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from run_fixtures import DUO_KEYS, ROOT, TASKS, TINY, TINY_PLANNER, files_in, run_program, store_path, tiny_run
+
+from tdmpc2.checkpointing import read_checkpoint
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.envs.rendering import choose_backend
+from tdmpc2.errors import RenderError
+from tdmpc2.evaluation.results import load_json
+from tdmpc2.reporting.sinks import read_metrics
+
+TRAIN, EVALUATE, COLLECT = "tdmpc2/train.py", "tdmpc2/evaluate.py", "scripts/collect.py"
+
+
+def started(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The programs of the package find it themselves; scripts need it installed, or on the path."""
+    paths = {"PYTHONPATH": str(ROOT)} if script.startswith("scripts/") else {}
+    return run_program(script, *arguments, "device=cpu", cwd=cwd, **paths)
+
+
+def succeeded(script: str, *arguments: str, cwd: Path) -> str:
+    done = started(script, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def mistake(script: str, *arguments: str, cwd: Path) -> str:
+    """The one line that a wrong command line gets."""
+    done = started(script, *arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr + done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stdout
+    return lines[0]
+
+
+def test_train_resume_evaluate_collect(tmp_path: Path) -> None:
+    keys = (*TINY, f"data_dir={store_path()}", "log_freq=5")
+    output = succeeded(TRAIN, *keys, "steps=10", cwd=tmp_path)
+    assert "train step 10/10" in output and "updates, " in output
+    output = succeeded(TRAIN, *keys, "steps=1_5", "resume=true", cwd=tmp_path)
+    assert "at step 10 of 15" in output
+    run_dir = tmp_path / "logs" / "duo" / "default" / "seed1"
+    assert [row["step"] for row in read_metrics(run_dir)] == [5, 10, 15]
+    assert (run_dir / "train.log").is_file()
+    tiny_run(tmp_path / "whole", "steps=15", "log_freq=5")
+    final = run_dir / "checkpoints" / "final.safetensors"
+    whole = read_checkpoint(tmp_path / "whole" / "checkpoints" / "final.safetensors").tensors
+    assert all(torch.equal(value, whole[name]) for name, value in read_checkpoint(final).tensors.items())
+
+    output = succeeded(
+        EVALUATE, f"checkpoint={final}", "eval_episodes=1", "mpc=false", "num_workers=0", "label=prior", cwd=tmp_path
+    )
+    assert "policy prior" in output and "normalised score" in output and TASKS[0] in output
+    assert "[" not in output.splitlines()[0], "no log lines of libraries"
+    results = tmp_path / "results" / "prior"
+    assert files_in(results) == ["episodes.csv", "evaluation.json"]
+    result = load_json(results / "evaluation.json")
+    assert len(result.episodes) == 2 and result.tasks == TASKS
+    assert result.configuration["seed"] == 1 and result.configuration["mpc"] is False
+    assert result.versions["torch"] == torch.__version__
+    with (results / "episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["task"], int(row["seed"])) for row in rows] == [(e.task, e.seed) for e in result.episodes]
+
+    succeeded(
+        EVALUATE, f"checkpoint={final}", "task=own", f"tasks=[{TASKS[1]}]", "eval_episodes=1", "num_workers=0",
+        f"output={tmp_path / 'planned'}", *TINY_PLANNER, cwd=tmp_path,
+    )  # fmt: skip
+    assert [e.task for e in load_json(tmp_path / "planned" / "evaluation.json").episodes] == [TASKS[1]]
+
+    output = succeeded(
+        COLLECT, "data_dir=mine", "task=own", f"checkpoint={final}", "behaviour=prior", "noise=0.3", "episodes=1",
+        "num_workers=0", cwd=tmp_path,
+    )  # fmt: skip
+    store = EpisodeStore.open(tmp_path / "mine")
+    assert len(store) == 2 and store.tasks == TASKS and "prior, noise 0.3" in output
+    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"logs", "whole", "results", "planned", "mine"}
+    assert not (ROOT / "entry.log").exists()
+
+
+def test_a_sweep_keeps_each_run_in_its_own_folder(tmp_path: Path) -> None:
+    keys = (*TINY, f"data_dir={store_path()}", "steps=1", "teacher=1M", "teacher.random_weights=true")
+    sweep = tmp_path / "logs" / "duo" / "sweep"
+    succeeded(TRAIN, "-m", *keys, "exp_name=sweep", "d_coef=0.05,0.4", "horizon=2,3", cwd=tmp_path)
+    finals = sorted(sweep.rglob("final.safetensors"))
+    assert len(finals) == 4
+    for final in finals:
+        run_dir = final.parent.parent
+        config = json.loads((run_dir / "config.json").read_text())
+        assert run_dir.name == "seed1"
+        assert f"d_coef={config['d_coef']}" in str(run_dir) and f"horizon={config['horizon']}" in str(run_dir)
+
+    succeeded(TRAIN, "-m", *DUO_KEYS, *keys[2:], "exp_name=seeds", "seed=1,2", cwd=tmp_path)
+    assert len(list((tmp_path / "logs" / "duo" / "seeds").rglob("final.safetensors"))) == 2
+    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"logs"}
+
+
+def test_mistakes_get_one_line_and_leave_nothing(tmp_path: Path) -> None:
+    data = f"data_dir={store_path()}"
+    assert "'batchsize'" in mistake(TRAIN, *TINY, data, "batchsize=8", cwd=tmp_path)
+    assert "d_coef=abc" in mistake(TRAIN, *TINY, data, "d_coef=abc", cwd=tmp_path)
+    assert "checkpoint is not set" in mistake(EVALUATE, cwd=tmp_path)
+    assert "behaviour=dance" in mistake(COLLECT, "data_dir=mine", "behaviour=dance", cwd=tmp_path)
+    assert files_in(tmp_path) == []
+    assert "teacher.checkpoint" in mistake(TRAIN, *TINY, data, "teacher=317M", cwd=tmp_path)
+
+
+def test_a_checkpoint_of_other_tasks_is_refused(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", "steps=1")
+    final = tmp_path / "run" / "checkpoints" / "final.safetensors"
+    line = mistake(EVALUATE, f"checkpoint={final}", "task=mt30", cwd=tmp_path)
+    assert str(final) in line and "'duo'" in line and "'mt30'" in line
+    line = mistake(EVALUATE, f"checkpoint={final}", "tasks=[walker-walk]", cwd=tmp_path)
+    assert "walker-walk" in line and "duo" in line
+    final.write_bytes(final.read_bytes()[:5000])
+    assert str(final) in mistake(EVALUATE, f"checkpoint={final}", cwd=tmp_path)
+    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"run"}
+
+
+def test_a_program_error_keeps_its_traceback(tmp_path: Path) -> None:
+    code = (
+        "from tdmpc2.settings.entry import hydra_entry\n"
+        "@hydra_entry('evaluate')\n"
+        "def main(config):\n"
+        "    raise ZeroDivisionError('a bug')\n"
+        "main()\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    done = run_program(str(tmp_path / "program.py"), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
+
+
+@pytest.mark.slow
+def test_evaluation_saves_a_video(tmp_path: Path) -> None:
+    try:
+        choose_backend()
+    except RenderError as error:
+        pytest.skip(f"no headless OpenGL here: {error}")
+    tiny_run(tmp_path / "run", "steps=1")
+    final = tmp_path / "run" / "checkpoints" / "final.safetensors"
+    succeeded(
+        EVALUATE, f"checkpoint={final}", f"tasks=[{TASKS[1]}]", "eval_episodes=1", "mpc=false", "save_video=true",
+        "num_workers=0", "label=film", cwd=tmp_path,
+    )  # fmt: skip
+    assert files_in(tmp_path / "results" / "film") == ["episodes.csv", "evaluation.json", f"videos/{TASKS[1]}.mp4"]

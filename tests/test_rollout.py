@@ -1,0 +1,200 @@
+"""Rollouts in the real simulator: every job once, whatever the slots and workers, and data that replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from run_fixtures import DUO, TASKS, store_path, tiny_model
+
+from tdmpc2.agent import Agent
+from tdmpc2.data.importing import open_or_create
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.envs import EnvPool, episode_seed, make_env
+from tdmpc2.errors import UserError
+from tdmpc2.planner import PlannerSettings
+from tdmpc2.rollout import AgentController, Episode, Job, RandomController, run_episodes
+from tdmpc2.rollout.collecting import collect
+from tdmpc2.tasks import task_set
+
+SMALL = PlannerSettings(iterations=2, num_samples=16, num_elites=4, num_pi_trajs=4)
+
+
+def jobs_of(count: int, tasks: Sequence[str] = TASKS) -> list[Job]:
+    return [Job(task, n, episode_seed(1, task, n)) for n in range(count) for task in tasks]
+
+
+def rolled_out(jobs: list[Job], num_envs: int, num_workers: int = 0) -> list[Episode]:
+    with EnvPool(DUO, num_envs=num_envs, num_workers=num_workers) as pool:
+        controller = RandomController(DUO, num_envs, oscillate=True, noise=0.2)
+        return list(run_episodes(pool, jobs, controller, record=True))
+
+
+def by_job(episodes: list[Episode]) -> dict[Job, Episode]:
+    return {episode.job: episode for episode in episodes}
+
+
+def assert_same_episodes(first: list[Episode], second: list[Episode]) -> None:
+    a, b = by_job(first), by_job(second)
+    assert a.keys() == b.keys()
+    for job, episode in a.items():
+        other = b[job]
+        assert (episode.episode_return, episode.length) == (other.episode_return, other.length)
+        assert episode.trajectory is not None and other.trajectory is not None
+        for name in ("obs", "action", "reward"):
+            np.testing.assert_array_equal(getattr(episode.trajectory, name), getattr(other.trajectory, name))
+
+
+def test_every_job_runs_once_whatever_the_slots_and_workers() -> None:
+    jobs = jobs_of(3)[:5]
+    decisions: list[int] = []
+    with EnvPool(DUO, num_envs=2, num_workers=0) as pool:
+        controller = RandomController(DUO, 2, oscillate=True, noise=0.2)
+        few = list(run_episodes(pool, jobs, controller, record=True, on_decisions=decisions.append))
+    assert sorted(map(str, (e.job for e in few))) == sorted(map(str, jobs))
+    assert sum(decisions) == sum(e.length for e in few) == 5 * 500 and max(decisions) == 2
+    assert len({e.episode_return for e in few}) == 5, "every job has its own seed"
+    assert_same_episodes(few, rolled_out(jobs, 5))
+    assert_same_episodes(few, rolled_out(jobs, 4, num_workers=2))
+    for episode in few:
+        assert episode.trajectory is not None
+        reward = episode.trajectory.reward
+        assert np.isnan(reward[0]) and episode.episode_return == pytest.approx(float(reward[1:].sum()), rel=1e-5)
+
+
+def test_trajectories_are_kept_only_where_asked_for() -> None:
+    with EnvPool(DUO, num_envs=1, num_workers=0) as pool:
+        (episode,) = run_episodes(pool, jobs_of(1)[:1], RandomController(DUO, 1, oscillate=False))
+    assert episode.trajectory is None and episode.length == 500
+
+
+def test_random_actions_stay_in_range_and_in_the_tasks_width() -> None:
+    tasks = task_set("mixed", ("walker-walk", "cup-spin", "pendulum-spin"))
+    slots = [0, 1, 2]
+    for oscillate in (True, False):
+        for noise in (0.0, 0.5):
+            controller = RandomController(tasks, 3, oscillate=oscillate, noise=noise)
+            for slot, task in enumerate(tasks.tasks):
+                controller.start(slot, Job(task, 0, slot))
+            obs = np.zeros((3, tasks.obs_dim), np.float32)
+            actions = np.stack([controller.actions(slots, obs) for _ in range(200)])
+            assert actions.dtype == np.float32 and actions.shape == (200, 3, 6)
+            assert np.abs(actions).max() <= 1
+            moved = actions.std(axis=0) > 0
+            np.testing.assert_array_equal(moved, tasks.action_masks().astype(bool))
+
+
+def test_oscillation_excites_more_slowly_than_uniform_noise() -> None:
+    def steps(oscillate: bool) -> float:
+        controller = RandomController(DUO, 1, oscillate=oscillate)
+        controller.start(0, Job(TASKS[0], 0, 5))
+        actions = np.stack([controller.actions([0], np.zeros((1, 5), np.float32)) for _ in range(200)])
+        return float(np.abs(np.diff(actions, axis=0)).mean() / actions.std())
+
+    assert steps(True) < 0.75 * steps(False)
+
+
+@pytest.mark.parametrize("mpc", [True, False])
+def test_an_agents_actions_do_not_depend_on_its_neighbours(mpc: bool) -> None:
+    agent = Agent(tiny_model(), DUO, SMALL)
+    jobs = jobs_of(3)
+    obs = np.random.default_rng(0).normal(size=(4, 6, DUO.obs_dim)).astype(np.float32)
+
+    def decisions(chosen: list[int], noise: float = 0.1) -> np.ndarray:
+        """Actions of these jobs, run side by side in slots 0, 1, …"""
+        slots = list(range(len(chosen)))
+        controller = AgentController(agent, len(chosen), mpc=mpc, noise=noise)
+        for slot, number in enumerate(chosen):
+            controller.start(slot, jobs[number])
+        return np.stack([controller.actions(slots, step[chosen]) for step in obs])
+
+    beside = decisions([0, 1, 2, 3, 4, 5])
+    assert beside.shape == (4, 6, 1) and np.abs(beside).max() <= 1
+    for chosen in ([0], [5, 2], [3, 1, 4]):
+        np.testing.assert_allclose(decisions(chosen), beside[:, chosen], atol=2e-5)
+    np.testing.assert_array_equal(decisions([0, 1]), decisions([0, 1]))
+    assert np.abs(decisions([0], noise=0.0) - beside[:, [0]]).max() > 1e-3
+
+
+def test_an_agent_starts_every_episode_anew() -> None:
+    agent = Agent(tiny_model(), DUO, SMALL)
+    controller = AgentController(agent, 2)
+    jobs = jobs_of(1)
+    obs = np.random.default_rng(0).normal(size=(1, DUO.obs_dim)).astype(np.float32)
+    controller.start(1, jobs[0])
+    first = [controller.actions([1], obs) for _ in range(3)]
+    assert not np.array_equal(first[0], first[1])
+    controller.start(1, jobs[0])
+    np.testing.assert_array_equal([controller.actions([1], obs) for _ in range(3)], first)
+    controller.start(1, jobs[1])
+    assert not np.array_equal(controller.actions([1], obs), first[0])
+
+
+def test_greedy_actions_have_no_noise() -> None:
+    agent = Agent(tiny_model(), DUO)
+    obs = torch.rand(1, DUO.obs_dim).numpy()
+    for greedy in (True, False):
+        controller = AgentController(agent, 1, mpc=False, greedy=greedy)
+        controller.start(0, jobs_of(1)[0])
+        same = np.array_equal(controller.actions([0], obs), controller.actions([0], obs))
+        assert same == greedy
+
+
+def test_collected_episodes_replay_in_the_environment() -> None:
+    store = EpisodeStore.open(store_path())
+    assert (len(store), len(store.shards), store.shards[0].source) == (4, 1, "tests")
+    assert sorted(store.task_ids.tolist()) == [0, 0, 1, 1]
+    seeds = {(t, n): episode_seed(1, t, n) for n in range(2) for t in TASKS}
+    found: list[tuple[str, int]] = []
+    for index in range(4):
+        episode = store.episode(index)
+        task = store.tasks[int(store.task_ids[index])]
+        obs, action, reward = (np.asarray(episode[key]) for key in ("obs", "action", "reward"))
+        assert obs.shape == (501, 5) and np.isnan(action[0]).all() and np.isnan(reward[0])
+        width = DUO.obs_dims[DUO.index(task)]
+        assert not obs[:, width:].any()
+        for n in range(2):
+            env = make_env(task, seed=seeds[task, n])
+            first, _ = env.reset(seed=seeds[task, n])
+            if np.array_equal(first, obs[0, :width]):
+                break
+        else:
+            pytest.fail(f"no job starts like episode {index}")
+        found.append((task, n))
+        for t in range(1, 501):
+            seen, earned, _, _, _ = env.step(action[t, : DUO.action_dims[DUO.index(task)]])
+            np.testing.assert_array_equal(seen, obs[t, :width])
+            assert np.float32(earned) == reward[t]
+        env.close()
+    assert sorted(found) == sorted(seeds)
+
+
+def test_a_second_collection_differs_and_refuses_foreign_tasks(tmp_path: Path) -> None:
+    tasks = task_set("wide", ("pendulum-spin", "cartpole-swingup", "cup-spin"))
+    store = open_or_create(tmp_path, tasks)
+
+    def more(names: Sequence[str], episodes: int = 1) -> dict[str, list[float]]:
+        return collect(
+            store,
+            names,
+            episodes,
+            lambda slots: RandomController(tasks, slots, oscillate=False),
+            lambda jobs: EnvPool(tasks, num_envs=jobs, num_workers=0),
+            seed=1,
+            source="uniform",
+        ).returns
+
+    first = more(["pendulum-spin"])
+    second = more(["pendulum-spin"])
+    assert len(store) == 2 and len(store.shards) == 2
+    assert not np.array_equal(store.episode(0)["action"], store.episode(1)["action"], equal_nan=True)
+    np.testing.assert_allclose(store.returns(), [*first["pendulum-spin"], *second["pendulum-spin"]], rtol=1e-5)
+    assert store.episode(0)["obs"].shape == (501, 8), "rows are as wide as the store's widest task"
+    with pytest.raises(UserError, match="cannot take walker-walk"):
+        more(["walker-walk"])
+    with pytest.raises(UserError, match="episodes must be at least 1"):
+        more(["pendulum-spin"], 0)
+    assert len(store) == 2
