@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata as importlib_metadata
 from pathlib import Path
@@ -54,7 +55,15 @@ class CheckpointMetadata:
 
     def to_json(self, checksums: dict[str, int]) -> str:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "crc32": checksums}
-        return json.dumps(content, sort_keys=True, allow_nan=False)
+        return _dump({**content, "metadata_crc32": _crc32(content)})
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, allow_nan=False)
+
+
+def _crc32(content: dict[str, Any]) -> int:
+    return zlib.crc32(_dump(content).encode())
 
 
 def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, dict[str, int]]:
@@ -67,6 +76,10 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
         raise CheckpointError(f"{path}: a safetensors file without this project's metadata; expected '{FORMAT}'.")
     try:
         raw = json.loads(text)
+        # The first files were written without this checksum.
+        checksum = raw.pop("metadata_crc32", None)
+        if checksum is not None and checksum != _crc32(raw):
+            raise CheckpointError(f"{path}: its metadata does not match its checksum; the file is damaged.")
         if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: format {raw['format']} version {raw['format_version']}, "
