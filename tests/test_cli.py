@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from run_fixtures import DUO_KEYS, ROOT, TASKS, TINY, TINY_PLANNER, files_in, run_program, store_path, tiny_run
+from run_fixtures import (
+    DUO_KEYS,
+    ROOT,
+    TASKS,
+    TINY,
+    TINY_PLANNER,
+    environment,
+    files_in,
+    run_program,
+    store_path,
+    tiny_run,
+)
 
 from tdmpc2.checkpointing import read_checkpoint
 from tdmpc2.data.store import EpisodeStore
@@ -18,7 +32,8 @@ from tdmpc2.errors import RenderError
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.reporting.sinks import read_metrics
 
-TRAIN, EVALUATE, COLLECT = "tdmpc2/train.py", "tdmpc2/evaluate.py", "scripts/collect.py"
+TRAIN, EVALUATE = "tdmpc2/train.py", "tdmpc2/evaluate.py"
+COLLECT, QUANTIZE = "scripts/collect.py", "scripts/quantize.py"
 
 
 def started(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -108,7 +123,6 @@ def test_a_sweep_keeps_each_run_in_its_own_folder(tmp_path: Path) -> None:
 def test_mistakes_get_one_line_and_leave_nothing(tmp_path: Path) -> None:
     data = f"data_dir={store_path()}"
     assert "'batchsize'" in mistake(TRAIN, *TINY, data, "batchsize=8", cwd=tmp_path)
-    assert "d_coef=abc" in mistake(TRAIN, *TINY, data, "d_coef=abc", cwd=tmp_path)
     assert "checkpoint is not set" in mistake(EVALUATE, cwd=tmp_path)
     assert "behaviour=dance" in mistake(COLLECT, "data_dir=mine", "behaviour=dance", cwd=tmp_path)
     assert files_in(tmp_path) == []
@@ -139,6 +153,51 @@ def test_a_program_error_keeps_its_traceback(tmp_path: Path) -> None:
     done = run_program(str(tmp_path / "program.py"), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_quantise_and_compare(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", "steps=1")
+    final = tmp_path / "run" / "checkpoints" / "final.safetensors"
+    assert "scheme" in mistake(QUANTIZE, f"checkpoint={final}", "scheme=fp3", cwd=tmp_path)
+    output = succeeded(
+        QUANTIZE, f"checkpoint={final}", "scheme=fp16", "eval_episodes=1", f"tasks=[{TASKS[1]}]", "mpc=false",
+        "num_workers=0", "output=half", cwd=tmp_path,
+    )  # fmt: skip
+    assert "before" in output and "after" in output
+    assert files_in(tmp_path / "half") == [
+        "after.csv", "after.json", "before.csv", "before.json",
+        "final-fp16-deploy.safetensors", "final-fp16.safetensors",
+    ]  # fmt: skip
+    deployed = read_checkpoint(tmp_path / "half" / "final-fp16-deploy.safetensors")
+    assert deployed.stored_as == "float16" and not any("target_q" in name for name in deployed.tensors)
+    before, after = (load_json(tmp_path / "half" / f"{name}.json") for name in ("before", "after"))
+    assert [e.seed for e in before.episodes] == [e.seed for e in after.episodes]
+    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"run", "half"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_leaves_nothing(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", "steps=1")
+    final = tmp_path / "run" / "checkpoints" / "final.safetensors"
+    arguments = (f"checkpoint={final}", "eval_episodes=1000", "num_workers=2", "device=cpu")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / EVALUATE, *arguments],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        seen = ""
+        while "evaluating: " not in seen:
+            seen += process.stderr.read(1)
+            assert process.poll() is None, seen
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the workers too
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted" and "Traceback" not in errors, errors
+    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"run"}
 
 
 @pytest.mark.slow

@@ -45,6 +45,9 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 if wants_traceback:
                     raise
                 raise _exit(one_line(error)) from None
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                raise SystemExit(130) from None
 
         return program
 
