@@ -3,7 +3,8 @@
 python scripts/make_teacher.py --out checkpoints/quickstart_teacher.safetensors --work logs/quickstart_teacher
 
 Rounds of: collect episodes with the current model and noise into a store, then train on all of it. The first episodes
-come from oscillating and uniform random actions. The last whole round's model is kept at --out after every round.
+come from oscillating and uniform random actions. After every round the model is kept in --work, and as bundled (FP16,
+without target Q) at --out. The same command with the same --work goes on from the last whole round, with fresh optimisers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tdmpc2.agent import Agent, resolve_device
-from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
+from tdmpc2.checkpointing import CheckpointMetadata, build_model, read_checkpoint, save_checkpoint
 from tdmpc2.data.importing import open_or_create
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.store import EpisodeStore
@@ -28,6 +29,7 @@ from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import WorldModel, model_dims, published_size
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.rollout import AgentController, Controller, RandomController
 from tdmpc2.rollout.collecting import collect
 from tdmpc2.tasks import TaskSet, task_set
@@ -56,7 +58,7 @@ def grow(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the teacher's checkpoint (.safetensors)")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the growing store; must not exist")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the growing store and the float32 model")
     parser.add_argument("--task", default="quickstart", help="task set (quickstart)")
     parser.add_argument("--model-size", type=int, default=5, help="published size that it starts from (5)")
     parser.add_argument("--num-q", type=int, default=2, help="heads of Q; fewer are cheaper (2)")
@@ -78,38 +80,46 @@ def main() -> None:
     model.to(device)
     learner = Learner(model, torch.from_numpy(tasks.discounts()), LossWeights(), OptimiserSettings(), a.seed)
     agent = Agent(model, tasks, COLLECTING_PLANNER)
-    if a.work.exists():
-        raise UserError(f"{a.work} exists; name a new folder.")
     store = open_or_create(a.work / "store", tasks)
-    for oscillate, episodes in ((True, 10), (False, 4)):
-        name = "oscillating" if oscillate else "uniform"
-        controller = lambda slots, o=oscillate: RandomController(tasks, slots, oscillate=o, noise=0.1)  # noqa: E731
+    kept = a.work / "model.safetensors"
+    started, step, number = time.perf_counter(), 0, 0
+    if kept.exists():
+        earlier = read_checkpoint(kept)
+        assert earlier.metadata is not None
+        model.load_state_dict(build_model(earlier, tasks, device).state_dict())
+        step = earlier.metadata.step
+        print(f"going on from {kept}, {step} updates")
+    for name, episodes in (("oscillating", 10), ("uniform", 4)):
+        if any(shard.source == name for shard in store.shards):
+            continue
+        controller = lambda slots, o=name == "oscillating": RandomController(tasks, slots, oscillate=o, noise=0.1)  # noqa: E731
         print(f"{name}: {grow(store, tasks, episodes, a.seed, name, controller)}", flush=True)
 
-    started, step, number = time.perf_counter(), 0, 0
     while (minutes := (time.perf_counter() - started) / 60) < a.minutes:
         number += 1
-        updates = a.updates * (2 if number == 1 else 1)
         sampler = SliceSampler(store, tasks, a.batch_size, 3, a.seed)
         with Prefetcher(sampler, device, step) as batches:
-            for _ in range(updates):
+            for _ in range(a.updates):
                 metrics = learner.update(next(batches), None)
-        step += updates
-        result = evaluate(agent, EvaluationSettings(episodes=1, mpc=False, greedy=True, num_workers=0), label="prior")
-        returns = " ".join(f"{t} {r[0]:.0f}" for t, r in result.returns().items())
+        step += a.updates
+        result = evaluate(agent, EvaluationSettings(episodes=2, mpc=False, greedy=True, num_workers=0), label="prior")
+        returns = " ".join(f"{t} {sum(r) / len(r):.0f}" for t, r in result.returns().items())
         print(
             f"round {number}, {minutes:.1f} min, {step} updates, {len(store)} episodes, "
             f"loss {float(metrics['total_loss']):.3f}; prior: {returns}",
             flush=True,
         )
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("out", "work")}
-        metadata = CheckpointMetadata(
-            tasks.name, tasks.tasks, dims, published_size(dims), step, config=config
-        )
-        save_checkpoint(a.out, model.state_dict(), metadata)
-        for label, mpc, noise, episodes in (("prior", False, 0.3, 2), ("prior", False, 0.1, 1), ("planner", True, 0.1, 1)):
+        config = {k: v for k, v in vars(a).items() if k not in ("out", "work")}
+        metadata = CheckpointMetadata(tasks.name, tasks.tasks, dims, published_size(dims), step, config=config)
+        save_checkpoint(kept, model.state_dict(), metadata)
+        bundled = quantise(without_target(model.state_dict()), "fp16").tensors
+        save_checkpoint(a.out, bundled, replace(metadata, scheme="fp16"))
+        # Planned episodes are the best and the slowest: every other round.
+        for label, noise, episodes in (("prior", 0.3, 2), ("prior", 0.1, 1), ("planner", 0.1, number % 2)):
+            if not episodes:
+                continue
             source = f"round {number}, {label}, noise {noise}"
-            controller = lambda slots, m=mpc, n=noise: AgentController(agent, slots, mpc=m, noise=n)  # noqa: E731
+            controller = lambda slots, m=label == "planner", n=noise: AgentController(agent, slots, mpc=m, noise=n)  # noqa: E731
             print(f"  {label} with noise {noise}: {grow(store, tasks, episodes, a.seed, source, controller)}", flush=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,36 @@ def simnorm(x: Tensor, group: int) -> Tensor:
 
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)), elementwise."""
-    if x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad):
-        # With e = exp(x) and n = e + e^2 / 2 it is x n / (n + 1), which costs one exponential: near three times faster
-        # here than torch's kernel, and as exact. Beyond 20 the quotient is 1 in float32.
-        e = x.clamp(max=20.0).exp_()
-        n = torch.addcmul(e, e, e, value=0.5)
-        return n.div_(n + 1.0).mul_(x)
-    return F.mish(x)
+    if x.device.type != "cpu":
+        return F.mish(x)
+    if torch.is_grad_enabled() and x.requires_grad:
+        out: Tensor = _CpuMish.apply(x)
+        return out
+    return torch.addcmul(x, x, _mish_share(x), value=-1.0)
+
+
+def _mish_share(x: Tensor) -> Tensor:
+    """d = 1 / (1 + e + e^2 / 2) with e = exp(x): mish(x) = x - x d. Beyond 20 it is below float32's resolution."""
+    share = x.clamp(max=20.0).exp_()
+    return share.addcmul_(share, share, value=0.5).add_(1.0).reciprocal_()
+
+
+class _CpuMish(torch.autograd.Function):
+    """Mish by one exponential, which on a CPU is twice as fast as torch's kernels, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        share = _mish_share(x)
+        ctx.save_for_backward(x, share)
+        return torch.addcmul(x, x, share, value=-1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, share = ctx.saved_tensors
+        # mish'(x) = 1 - d + x d^2 (e + e^2)
+        slope = x.clamp(max=20.0).exp_()
+        slope.addcmul_(slope, slope).mul_(share).mul_(share).mul_(x)
+        return slope.sub_(share).add_(1.0).mul_(grads[0])
 
 
 class Layer(nn.Module):
