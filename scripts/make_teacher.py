@@ -2,9 +2,10 @@
 
 python scripts/make_teacher.py --out checkpoints/quickstart_teacher.safetensors --work logs/quickstart_teacher
 
-Rounds of: collect episodes with the current model and noise into a store, then train on all of it. The first episodes
-come from oscillating and uniform random actions. After every round the model is kept in --work, and as bundled (FP16,
-without target Q) at --out. The same command with the same --work goes on from the last whole round, with fresh optimisers.
+Rounds of: collect episodes with the current model and noise into a store, then train on all of it. The first
+episodes come from oscillating and uniform random actions. After every round the model is kept in --work, and as
+bundled (FP16, without target Q) at --out. The same command with the same --work goes on from the last whole round,
+with fresh optimisers.
 """
 
 from __future__ import annotations
@@ -55,6 +56,14 @@ def grow(
     return " ".join(f"{t} {sum(r) / max(len(r), 1):.0f}" for t, r in got.returns.items())
 
 
+def explorer(tasks: TaskSet, oscillate: bool) -> Callable[[int], Controller]:
+    return lambda slots: RandomController(tasks, slots, oscillate=oscillate, noise=0.1)
+
+
+def actor(agent: Agent, mpc: bool, noise: float) -> Callable[[int], Controller]:
+    return lambda slots: AgentController(agent, slots, mpc=mpc, noise=noise)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the teacher's checkpoint (.safetensors)")
@@ -92,8 +101,8 @@ def main() -> None:
     for name, episodes in (("oscillating", 10), ("uniform", 4)):
         if any(shard.source == name for shard in store.shards):
             continue
-        controller = lambda slots, o=name == "oscillating": RandomController(tasks, slots, oscillate=o, noise=0.1)  # noqa: E731
-        print(f"{name}: {grow(store, tasks, episodes, a.seed, name, controller)}", flush=True)
+        got = grow(store, tasks, episodes, a.seed, name, explorer(tasks, name == "oscillating"))
+        print(f"{name}: {got}", flush=True)
 
     while (minutes := (time.perf_counter() - started) / 60) < a.minutes:
         number += 1
@@ -119,8 +128,8 @@ def main() -> None:
             if not episodes:
                 continue
             source = f"round {number}, {label}, noise {noise}"
-            controller = lambda slots, m=label == "planner", n=noise: AgentController(agent, slots, mpc=m, noise=n)  # noqa: E731
-            print(f"  {label} with noise {noise}: {grow(store, tasks, episodes, a.seed, source, controller)}", flush=True)
+            got = grow(store, tasks, episodes, a.seed, source, actor(agent, label == "planner", noise))
+            print(f"  {label} with noise {noise}: {got}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tdmpc2.model import published_size
 from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.reporting.tables import format_table
-from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required
+from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required, result_name
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
 
 
@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
         print(f"{source} is stored as float16 already: before and after hold the same weights.")
 
     quantised = quantise(model.state_dict(), config.scheme)
-    output = Path(config.output or f"results/{source.stem}-{config.scheme}")
+    output = Path(config.output or f"results/{result_name(source)}-{config.scheme}")
     known = checkpoint.metadata
     metadata = CheckpointMetadata(
         task_set=tasks.name,
@@ -90,10 +90,10 @@ def main(config: DictConfig) -> None:
     print(f"results in {output}/")
 
 
-def _evaluated(label: str, agent: Agent, settings: EvaluationSettings, config: DictConfig, output: Path) -> EvaluationResult:
-    names = settings.tasks or agent.task_set.tasks
-    steps = sum(agent.task_set.episode_steps[agent.task_set.index(n)] for n in names) * settings.episodes
-    with Progress(steps, f"evaluating {label}", "decisions") as progress:
+def _evaluated(
+    label: str, agent: Agent, settings: EvaluationSettings, config: DictConfig, output: Path
+) -> EvaluationResult:
+    with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as progress:
         result = evaluate(agent, settings, label=label, configuration=plain(config), on_decisions=progress.update)
     result.save_json(output / f"{label}.json")
     result.save_csv(output / f"{label}.csv")

@@ -1,7 +1,7 @@
 """The whole path on a small embedded problem: `make quickstart` (about 15 minutes on 2 cores, less with a GPU).
 
-Data from the real simulator, a student from scratch and one distilled from the bundled teacher at the same budget, FP16,
-and all of them evaluated side by side. Writes results/quickstart/ (report.md, report.json, two plots).
+Data from the real simulator, a student from scratch and one distilled from the bundled teacher at the same budget,
+FP16, and all of them evaluated side by side. Writes results/quickstart/ (report.md, report.json, two plots).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from tdmpc2.distillation import RewardTeacher, load_teacher
 from tdmpc2.envs import EnvPool
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
-from tdmpc2.evaluation.results import EvaluationResult, finite_or_null, results_table, score_text
+from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
@@ -44,7 +44,7 @@ from tdmpc2.training import TrainSettings, train
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = ROOT / "checkpoints" / "quickstart_teacher.safetensors"
-PLANNER = PlannerSettings(iterations=3, num_samples=128, num_elites=16, num_pi_trajs=12)
+PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
 # (name, episodes of each task, std of the noise): a range of skill, as replay buffers of the published data have.
 COLLECTIONS: tuple[tuple[str, int, float], ...] = (
     ("oscillate", 8, 0.1),
@@ -138,7 +138,7 @@ def cast_to_half(checkpoint: Path, target: Path) -> int:
 
 def evaluate_one(label: str, agent: Agent, plan: Plan, folder: Path) -> EvaluationResult:
     settings = EvaluationSettings(episodes=plan.episodes, seed=plan.seed + 1000)
-    with Progress(plan.episodes * sum(agent.task_set.episode_steps), f"evaluating {label}", "decisions") as bar:
+    with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as bar:
         result = evaluate(
             agent, settings, label=label, configuration={"planner": asdict(PLANNER)}, on_decisions=bar.update
         )
@@ -186,8 +186,8 @@ def write_report(
         "# Quickstart report",
         "",
         f"Four tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M size, "
-        f"{plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data; the distilled one with "
-        f"d_coef {plan.d_coef}. Planner: {PLANNER.num_samples} samples, {PLANNER.iterations} iterations, horizon "
+        f"{plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data; the distilled one "
+        f"with d_coef {plan.d_coef}. Planner: {PLANNER.num_samples} samples, {PLANNER.iterations} iterations, horizon "
         f"{PLANNER.horizon} (the papers use 512 samples and 6 iterations), exploration noise on.",
         "",
         format_table(headers, rows, align=align, style="markdown"),

@@ -15,7 +15,7 @@ from tdmpc2.agent import load_agent, resolve_device
 from tdmpc2.evaluation.results import results_table
 from tdmpc2.evaluation.runner import evaluate
 from tdmpc2.reporting.progress import Progress
-from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required
+from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required, result_name
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
 
 
@@ -27,7 +27,7 @@ def main(config: DictConfig) -> None:
     agent = load_agent(
         checkpoint, chosen_task_set(config), device, planner_settings(config), precision=config.precision
     )
-    label = config.label or checkpoint.stem
+    label = config.label or result_name(checkpoint)
     output = Path(config.output or f"results/{label}")
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
     print(

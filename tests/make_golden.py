@@ -217,7 +217,7 @@ class Reference:
             z = self.encode(batch["obs"][t + 1, b], task)
             action = self.policy(z, task, noise["target_action"][t, b])["action"]
             lowest = min(decode(self.q(z, action, task, int(h), target=True)) for h in noise["target_heads"])
-            targets[t, b, 0] = batch["reward"][t, b, 0] + GAMMA[task] * lowest
+            targets[t, b, 0] = float(batch["reward"][t, b, 0]) + GAMMA[task] * lowest
         return targets
 
     def world_losses(self, batch: Arrays, targets: np.ndarray, next_z: np.ndarray, taught: np.ndarray) -> Arrays:
@@ -233,7 +233,7 @@ class Reference:
                 logits = self.reward(z, action, task)
                 reward += share * cross_entropy(logits, batch["reward"][t, b, 0])
                 if t == 0:
-                    distillation += (decode(logits) - taught[b, 0]) ** 2 / count
+                    distillation += (decode(logits) - float(taught[b, 0])) ** 2 / count
                 for head in range(3):
                     value += share / 3 * cross_entropy(self.q(z, action, task, head), targets[t, b, 0])
                 latents[t + 1, b] = z = self.next(z, action, task)

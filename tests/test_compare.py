@@ -22,9 +22,7 @@ def make(label: str, returns: dict[str, list[float]], seed: int = 1, **changes: 
         "task_set": "mine",
         "tasks": tuple(returns),
         "episodes": tuple(
-            EpisodeResult(task, i, seed, value, 500)
-            for task, row in returns.items()
-            for i, value in enumerate(row)
+            EpisodeResult(task, i, seed, value, 500) for task, row in returns.items() for i, value in enumerate(row)
         ),
         "configuration": {"planner": {"samples": 512}, "checkpoint": "a.pt"},
         "machine": Machine("some processor", 4, "cpu"),
@@ -119,9 +117,7 @@ def test_differences_in_setup_are_named() -> None:
 
 def test_another_order_of_tasks_is_a_difference() -> None:
     second = make("after", dict(reversed(FIRST.items())))
-    assert compare(make("before", FIRST), second).warnings == (
-        "task sets differ ('mine' and 'mine'): another order",
-    )
+    assert compare(make("before", FIRST), second).warnings == ("task sets differ ('mine' and 'mine'): another order",)
 
 
 def test_single_pairs() -> None:
@@ -130,10 +126,16 @@ def test_single_pairs() -> None:
         make("b", {"walker-run": [2.0], "cup-spin": [5.0]}),
     )
     text = comparison_text(compare(a, b))
-    assert (
-        "Note: this is an interval over tasks, not over episodes: one pair only for walker-run, cup-spin."
-        in text
-    )
+    assert "Note: this is an interval over tasks, not over episodes: one pair only for walker-run, cup-spin." in text
     assert "2 pairs of episodes on 2 tasks." in text
     alone = comparison_text(compare(make("a", {"cup-spin": [2.0]}), make("b", {"cup-spin": [5.0]})))
     assert "1 pair of episodes on 1 task." in alone and "Note: no interval" in alone
+
+
+def test_the_planner_fields_are_those_of_the_settings() -> None:
+    from dataclasses import fields
+
+    from tdmpc2.evaluation.comparison import PLANNER_FIELDS
+    from tdmpc2.planner import PlannerSettings
+
+    assert {f.name for f in fields(PlannerSettings)} == PLANNER_FIELDS

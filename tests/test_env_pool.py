@@ -103,9 +103,7 @@ def test_reset_of_some_slots_and_change_of_task(shared_pool: EnvPool) -> None:
     pool.step_async(actions[:1], [0])
     obs = pool.reset([4, 3], ["pendulum-spin", "cup-spin"], [8, 9])
     assert pool.tasks == (*TASKS[:3], "cup-spin", "pendulum-spin")
-    expected = [
-        single(task, seed, actions[:2], SET) for task, seed in (("pendulum-spin", 8), ("cup-spin", 9))
-    ]
+    expected = [single(task, seed, actions[:2], SET) for task, seed in (("pendulum-spin", 8), ("cup-spin", 9))]
     assert np.array_equal(obs, np.stack([e[0][0] for e in expected]))
     ahead = pool.step_wait()[0]
     assert np.array_equal(ahead[0], single(TASKS[0], 0, actions[[0] * 3], SET)[0][3])

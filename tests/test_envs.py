@@ -319,9 +319,7 @@ def test_episode_seeds_never_change() -> None:
 
 def run_python(code: str, **environment: str) -> str:
     """The output of `code` in a fresh interpreter that knows this checkout."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**kept, "PYTHONPATH": str(REPOSITORY), **environment},

@@ -60,9 +60,7 @@ def test_file_has_a_summary_for_readers(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
     episodes = (EpisodeResult("cup-spin", 0, 7, math.nan, 500),)
-    make(tasks=("cup-spin",), episodes=episodes, configuration={"x": [math.inf]}).save_json(
-        tmp_path / "r.json"
-    )
+    make(tasks=("cup-spin",), episodes=episodes, configuration={"x": [math.inf]}).save_json(tmp_path / "r.json")
     text = (tmp_path / "r.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
     again = load_json(tmp_path / "r.json")
@@ -90,9 +88,7 @@ def test_table() -> None:
     assert lines[2].split() == ["walker-run", "200.0", "100.0", "2", "107.2"]
     assert lines[3].split() == ["cup-spin", "901.0", "-", "1", "-"]
     assert lines[5].split() == ["normalised", "score", "55.05", "3", "28.45"]
-    assert lines[6].startswith(
-        "95% interval 50.05 to 60.05 (bootstrap over episodes); the interval leaves out"
-    )
+    assert lines[6].startswith("95% interval 50.05 to 60.05 (bootstrap over episodes); the interval leaves out")
     assert len({len(line) for line in lines[:6]}) == 1  # aligned
     assert "reference" not in results_table(make())
     assert results_table(make(), style="markdown").splitlines()[1].startswith("| -----")

@@ -11,6 +11,10 @@ from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.scores import Interval, Over, PairedDifference, paired_difference
 from tdmpc2.reporting.tables import Style, format_table
 
+# The fields of PlannerSettings, which lives beside torch; comparing two files should not load it.
+PLANNER_FIELDS = frozenset(
+    ("horizon", "iterations", "num_samples", "num_elites", "num_pi_trajs", "min_std", "max_std", "temperature")
+)
 SIMULATORS = ("mujoco", "dm_control", "gymnasium")
 """Packages whose version changes what an environment does."""
 
@@ -109,8 +113,8 @@ def _setup_differences(first: EvaluationResult, second: EvaluationResult) -> tup
     simulators = [text for key, text in versions.items() if key in SIMULATORS]
     others = [text for key, text in versions.items() if key not in SIMULATORS]
     settings = _differing(_flat(first.configuration), _flat(second.configuration))
-    planner = [text for key, text in settings.items() if "planner" in key.split(".")]
-    rest = [key for key in settings if "planner" not in key.split(".")]
+    planner = [text for key, text in settings.items() if _is_of_planner(key)]
+    rest = [key for key in settings if not _is_of_planner(key)]
     if simulators:
         warnings.append(f"simulator versions differ: {', '.join(simulators)}")
     if planner:
@@ -122,6 +126,12 @@ def _setup_differences(first: EvaluationResult, second: EvaluationResult) -> tup
     if first.machine.device != second.machine.device:
         notes.append(f"devices differ: {first.machine.device} -> {second.machine.device}")
     return warnings, notes
+
+
+def _is_of_planner(key: str) -> bool:
+    """Whether a dotted key decides how actions are planned, in whichever folder of a configuration it stands."""
+    *folders, name = key.split(".")
+    return "planner" in folders or name in PLANNER_FIELDS or name in ("mpc", "greedy")
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:

@@ -55,6 +55,8 @@ class ModelDims:
             raise UserError(f"num_enc_layers must be at least 2, not {self.num_enc_layers}.")
         if self.latent_dim % self.simnorm_dim:
             raise UserError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}.")
         if bool(self.num_tasks) != bool(self.task_dim):
             raise UserError(
                 f"num_tasks {self.num_tasks} and task_dim {self.task_dim} must both be 0 (single task) or both not."

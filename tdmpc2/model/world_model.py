@@ -219,7 +219,7 @@ class WorldModel(nn.Module):
         return mean * mask, log_std * mask, None if noise is None else noise * mask
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Scalars [..., 1] that reward or value logits [..., bins] stand for, float32 whatever the model's precision."""
+        """Scalars [..., 1] that reward or value logits [..., bins] stand for, always in float32."""
         return two_hot_inverse(logits.float(), self.dims.vmin, self.dims.vmax)
 
 

@@ -45,6 +45,14 @@ def chosen_task_set(config: DictConfig) -> TaskSet | None:
     return task_set(config.task.name, config.task.tasks)
 
 
+def result_name(checkpoint: Path) -> str:
+    """The default name of what is made from a checkpoint: two runs' final.safetensors must not share one."""
+    if checkpoint.parent.name != "checkpoints":
+        return checkpoint.stem
+    run = checkpoint.resolve().parents[1]  # <task>/<exp_name>/<seed> of train.py
+    return "-".join([*run.parts[-3:], checkpoint.stem]).replace("=", "").replace(",", "-").strip("/")
+
+
 def planner_settings(config: DictConfig) -> PlannerSettings:
     """The planner's numbers; every configuration holds them at its top, as the released ones do."""
     return PlannerSettings(**{f.name: config[f.name] for f in fields(PlannerSettings)})
