@@ -1,0 +1,253 @@
+"""The agent and the public interface."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_fixtures import (
+    RELEASED,
+    ROOT,
+    SMALL_PLAN,
+    checkpoint_error,
+    golden,
+    golden_plan,
+    single_task_model,
+    small_model,
+    small_tasks,
+)
+
+import tdmpc2
+from tdmpc2.agent import Agent, load_agent, resolve_device
+from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
+from tdmpc2.errors import UserError
+from tdmpc2.planner import PlannerSettings
+from tdmpc2.tasks import task_set
+
+QUICK = PlannerSettings(iterations=2, num_samples=32, num_elites=8, num_pi_trajs=4)
+
+
+def small_agent(seed: int = 0, planner: PlannerSettings = SMALL_PLAN) -> Agent:
+    return Agent(small_model(), small_tasks(), planner, torch.Generator().manual_seed(seed))
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+# -- the public interface ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_released_student_through_the_public_interface(shared_checkpoints: Path, count: int) -> None:
+    agent = tdmpc2.load_agent(str(shared_checkpoints / RELEASED), task="mt30", device="cpu", planner=QUICK)
+    assert isinstance(agent, tdmpc2.Agent)
+    obs, task = torch.randn(count, 24), torch.arange(count)
+    with torch.no_grad():
+        z = agent.model.encode(obs, task)
+        action = agent.act(obs, task, first=torch.ones(count, dtype=torch.bool))
+        assert z.shape == (count, 128)
+        assert action.shape == (count, 6)
+        assert (action.abs() <= 1).all()
+        assert agent.model.next(z, action, task).shape == (count, 128)
+        assert agent.model.reward(z, action, task).shape == (count, 101)
+        online = agent.model.q_values(z, action, task)
+        target = agent.model.q_values(z, action, task, target=True)
+        assert online.shape == target.shape == (2, count, 101)
+        assert not torch.equal(online, target)
+        mean, log_std, sampled = agent.model.policy(z, task, noise=None)
+        assert mean.shape == log_std.shape == (count, 6)
+        assert sampled is None
+        sampled = agent.model.policy(z, task, noise=torch.zeros(count, 6))[2]
+        assert sampled is not None
+        torch.testing.assert_close(sampled, mean)
+    greedy = agent.act(obs, task, first=np.zeros(count, bool), greedy=True)
+    assert greedy.shape == (count, 6)
+    assert not greedy.requires_grad
+
+
+def test_a_file_without_target_q_says_so(tmp_path: Path) -> None:
+    path, tasks = tmp_path / "student.safetensors", small_tasks()
+    model = small_model()
+    meta = CheckpointMetadata(tasks.name, tasks.tasks, model.dims, None, 1)
+    for target in (True, False):
+        state = {n: t for n, t in model.state_dict().items() if target or not n.startswith("target_")}
+        save_checkpoint(path, state, meta)
+        agent = load_agent(path, device="cpu", planner=SMALL_PLAN)
+        assert agent.model.has_target_q is target
+        assert agent.task_set == tasks
+        assert agent.act(torch.rand(2, 24), [0, 2]).shape == (2, 6)
+    with pytest.raises(UserError, match="no weights for 'target_q_heads'"):
+        agent.model.q_values(torch.rand(1, 16), torch.rand(1, 6), torch.tensor([0]), target=True)
+    with checkpoint_error(path, "expected 'mt30'"):
+        load_agent(path, task="mt30", device="cpu")
+
+
+def test_an_agent_acts_in_an_environment(shared_checkpoints: Path) -> None:
+    agent = tdmpc2.load_agent(shared_checkpoints / RELEASED, task="mt30", device="cpu", planner=QUICK)
+    env = tdmpc2.make_env("cup-spin", seed=1)
+    obs, _ = env.reset()
+    task = [agent.task_set.index("cup-spin")]
+    for step in range(3):
+        padded = np.zeros((1, 24), np.float32)
+        padded[0, : len(obs)] = obs
+        action = agent.act(padded, task, first=[step == 0])
+        assert not action[0, 2:].any()
+        obs, reward, _, _, _ = env.step(action[0, :2].numpy())
+        assert np.isfinite(reward)
+    env.close()
+
+
+def run_python(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_the_package_is_light() -> None:
+    run_python(
+        "import sys, tdmpc2, tdmpc2.envs, tdmpc2.tasks\n"
+        "heavy = {'torch', 'hydra', 'wandb', 'omegaconf', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert 'load_agent' in tdmpc2.__all__ and callable(tdmpc2.load_agent)\n"
+        "assert 'torch' in sys.modules and 'hydra' not in sys.modules and 'wandb' not in sys.modules\n"
+    )
+
+
+def test_names_of_the_package() -> None:
+    assert tdmpc2.PlannerSettings is PlannerSettings
+    assert all(hasattr(tdmpc2, name) for name in tdmpc2.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        tdmpc2.nothing  # noqa: B018
+
+
+def test_no_module_shadows_a_library() -> None:
+    """`python tdmpc2/train.py` puts this folder first on the path."""
+    names = {p.stem for p in (ROOT / "tdmpc2").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    installed = set(importlib.metadata.packages_distributions())
+    assert not (names - {"__init__"}) & (set(sys.stdlib_module_names) | installed)
+
+
+# -- acting --------------------------------------------------------------------------------------------------------
+
+
+def test_acting_is_planning_with_a_warm_start() -> None:
+    agent, other = small_agent(3), small_agent(3)
+    obs, task, _, _ = golden_plan(golden())
+    first = agent.act(obs, task)
+    expected, warm = other.decide(obs, task, other.no_plan(3), other.generator)
+    assert torch.equal(first, expected)
+    assert not warm[:, -1].any()
+    second = agent.act(obs, task)
+    expected, _ = other.decide(obs, task, warm, other.generator)
+    assert torch.equal(second, expected)
+    # One environment starts anew: its warm start alone is forgotten.
+    agent, other = small_agent(3), small_agent(3)
+    agent.act(obs, task)
+    _, warm = other.decide(obs, task, other.no_plan(3), other.generator)
+    warm[1] = 0
+    assert torch.equal(
+        agent.act(obs, task, first=[False, True, False]), other.decide(obs, task, warm, other.generator)[0]
+    )
+
+
+def test_own_generators_make_environments_independent() -> None:
+    agent = small_agent()
+    obs = torch.randn(7, 24, generator=torch.Generator().manual_seed(0))
+    task = torch.arange(7) % 3
+    together, _ = agent.decide(obs, task, agent.no_plan(7), generators(*range(7)))
+    alone, _ = agent.decide(obs[4:5], task[4:5], agent.no_plan(1), generators(4))
+    torch.testing.assert_close(alone[0], together[4], rtol=1e-4, atol=1e-5)
+    prior = agent.decide_by_prior(obs, task, generators(*range(7)))
+    torch.testing.assert_close(agent.decide_by_prior(obs[4:5], task[4:5], generators(4))[0], prior[4])
+
+
+def test_the_prior_alone() -> None:
+    agent = small_agent()
+    obs, task = torch.rand(3, 24), torch.arange(3)
+    with torch.no_grad():
+        mean = agent.model.policy(agent.model.encode(obs, task), task)[0]
+    assert torch.equal(agent.decide_by_prior(obs, task, None, greedy=True), mean)
+    assert not torch.equal(agent.decide_by_prior(obs, task, torch.Generator().manual_seed(0)), mean)
+
+
+def test_inputs_may_be_arrays_lists_or_tensors() -> None:
+    obs = np.random.default_rng(0).normal(size=(2, 24))  # float64
+    actions = [
+        small_agent(1).act(kind(obs), task, first)
+        for kind, task, first in (
+            (torch.from_numpy, torch.tensor([1, 2]), torch.tensor([True, True])),
+            (np.asarray, np.array([1, 2], np.int32), np.array([True, True])),
+            (np.ndarray.tolist, [1, 2], [True, True]),
+            (np.float32, (1, 2), None),
+        )
+    ]
+    for action in actions[1:]:
+        torch.testing.assert_close(action, actions[0], rtol=1e-4, atol=1e-5)
+
+
+def test_bad_inputs_are_named() -> None:
+    agent, obs = small_agent(), torch.rand(2, 24)
+    for bad, message in [
+        (torch.rand(24), r"observations have shape \(24,\), expected \(N, 24\)"),
+        (torch.rand(2, 23), r"shape \(2, 23\)"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            agent.act(bad, [0, 1])
+    for task, message in [
+        (None, "knows 3 tasks: give the task ids"),
+        ([0], r"task has shape \(1,\), expected \(2,\)"),
+        ([0, 3], "task ids run from 0 to 3; 'small' has ids 0 to 2"),
+        ([-1, 0], "task ids run from -1"),
+        (np.array([0.5, 1.0]), "task holds float64 values, expected integer ids"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            agent.act(obs, task)
+    with pytest.raises(UserError, match=r"first has shape \(3,\), expected \(2,\)"):
+        agent.act(obs, [0, 1], first=[True, True, False])
+    with pytest.raises(UserError, match="the last plan was for 0: mark every one as first"):
+        agent.act(obs, [0, 1], first=[True, False])
+    agent.act(obs, [0, 1])
+    with pytest.raises(UserError, match="3 environments, but the last plan was for 2"):
+        agent.act(torch.rand(3, 24), [0, 1, 2], first=[True, True, False])
+    assert agent.act(torch.rand(3, 24), [0, 1, 2]).shape == (3, 6)
+
+
+def test_single_task_agent_needs_no_task() -> None:
+    agent = Agent(single_task_model(), task_set("cup-catch"), SMALL_PLAN)
+    assert agent.act(torch.rand(2, 8)).shape == (2, 2)
+    assert agent.act(torch.rand(2, 8), task=[0, 0]).shape == (2, 2)
+
+
+def test_devices_and_precisions(tmp_path: Path) -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UserError, match="device=gpu is not a device name"):
+        resolve_device("gpu")
+    with pytest.raises(UserError, match="device=cuda:99, but torch sees"):
+        resolve_device("cuda:99")
+    with pytest.raises(UserError, match="device=meta is not supported"):
+        resolve_device("meta")
+    with pytest.raises(UserError, match="precision=int8 is unknown; choose one of float32, float16, bfloat16"):
+        load_agent(tmp_path, device="cpu", precision="int8")
+    with pytest.raises(UserError, match="precision=float16 needs CUDA"):
+        load_agent(tmp_path, device="cpu", precision="float16")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_acting_on_cuda(tmp_path: Path, precision: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    path, model, tasks = tmp_path / "model.safetensors", small_model(), small_tasks()
+    save_checkpoint(path, model.state_dict(), CheckpointMetadata(tasks.name, tasks.tasks, model.dims, None, 1))
+    agent = load_agent(path, device="cuda", planner=SMALL_PLAN, precision=precision)
+    for _ in range(2):
+        action = agent.act(torch.rand(3, 24), [0, 1, 2])
+        assert action.device.type == "cuda"
+        assert action.isfinite().all()
+        assert not action[2, 1:].any()
