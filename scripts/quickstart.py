@@ -80,14 +80,10 @@ def prepare_data(folder: Path, teacher: Agent, seed: int) -> EpisodeStore:
             return AgentController(teacher, slots, mpc=False, noise=noise)
 
         def pool(jobs: int) -> EnvPool:
-            return EnvPool(
-                tasks, num_envs=envs_at_a_time(jobs, None, teacher.device), num_workers=default_workers()
-            )
+            return EnvPool(tasks, num_envs=envs_at_a_time(jobs, None, teacher.device), num_workers=default_workers())
 
         with Progress(episodes * sum(tasks.episode_steps), f"data: {behaviour}, noise {noise}", "decisions") as bar:
-            collect(
-                store, tasks.tasks, episodes, controller, pool, seed=seed, source=source, on_decisions=bar.update
-            )
+            collect(store, tasks.tasks, episodes, controller, pool, seed=seed, source=source, on_decisions=bar.update)
     print(summary(store))
     return store
 

@@ -50,9 +50,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
         permissions = target.stat().st_mode & 0o777 if target.exists() else None
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
-        file: IO[Any] = (
-            temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
-        )
+        file: IO[Any] = temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
     except OSError as error:
         raise write_error(path, error) from error
     try:

@@ -121,9 +121,7 @@ def task_set(name: str, tasks: Iterable[str] | None = None) -> TaskSet:
         elif name in _MT30_WIDTHS:
             tasks = (name,)
         else:
-            raise UserError(
-                f"unknown task '{name}'. Task sets: {', '.join(TASK_SETS)}; tasks: {', '.join(MT30)}."
-            )
+            raise UserError(f"unknown task '{name}'. Task sets: {', '.join(TASK_SETS)}; tasks: {', '.join(MT30)}.")
     names = tuple(tasks)
     check_task_names(names)
     return TaskSet(

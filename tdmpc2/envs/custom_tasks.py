@@ -58,9 +58,7 @@ class BackwardsWalker(walker.PlanarWalker):
 def _walker(speed: float) -> Callable[[int | None], control.Environment]:
     def build(seed: int | None) -> control.Environment:
         physics = walker.Physics.from_xml_string(*_longer_floor(walker, "floor", 500))
-        return control.Environment(
-            physics, BackwardsWalker(speed, seed), time_limit=25, control_timestep=0.025
-        )
+        return control.Environment(physics, BackwardsWalker(speed, seed), time_limit=25, control_timestep=0.025)
 
     return build
 
@@ -96,13 +94,8 @@ class JumpingCheetah(cheetah.Cheetah):
 
     def get_reward(self, physics: Any) -> float:
         front, back, torso = physics.named.data.xpos[["ffoot", "bfoot", "torso"], "z"]
-        up = [
-            tolerance((torso + foot) / 2, bounds=(_HEIGHT, _INF), margin=_FALLEN_MARGIN)
-            for foot in (front, back)
-        ]
-        still = tolerance(
-            physics.speed(), bounds=(-0.5, 0.5), margin=0.5, value_at_margin=0, sigmoid="linear"
-        )
+        up = [tolerance((torso + foot) / 2, bounds=(_HEIGHT, _INF), margin=_FALLEN_MARGIN) for foot in (front, back)]
+        still = tolerance(physics.speed(), bounds=(-0.5, 0.5), margin=0.5, value_at_margin=0, sigmoid="linear")
         return (5 * sum(up) / 2 + still) / 6
 
 
@@ -125,9 +118,7 @@ class BackwardsHopper(hopper.Hopper):
 
     def get_reward(self, physics: Any) -> float:
         standing = tolerance(physics.height(), bounds=(0.6, 2))
-        hopping = tolerance(
-            physics.speed(), bounds=(-_INF, -1), margin=0.5, value_at_margin=0.5, sigmoid="linear"
-        )
+        hopping = tolerance(physics.speed(), bounds=(-_INF, -1), margin=0.5, value_at_margin=0.5, sigmoid="linear")
         return standing * hopping
 
 
@@ -225,9 +216,7 @@ def _three_link_model() -> tuple[bytes, dict[str, bytes]]:
     shoulder_motor = root.find("./actuator/motor[@name='shoulder']")
     shoulder_motor.set("name", "shoulder0")
     shoulder_motor.set("joint", "shoulder0")
-    shoulder_motor.addnext(
-        etree.Element("motor", {**shoulder_motor.attrib, "name": "shoulder1", "joint": "shoulder1"})
-    )
+    shoulder_motor.addnext(etree.Element("motor", {**shoulder_motor.attrib, "name": "shoulder1", "joint": "shoulder1"}))
     return etree.tostring(root), assets
 
 

@@ -68,9 +68,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         }
         self.render_mode = render_mode
         self._renderer = (
-            None
-            if render_mode is None
-            else FrameRenderer(self.physics, camera=camera, width=width, height=height)
+            None if render_mode is None else FrameRenderer(self.physics, camera=camera, width=width, height=height)
         )
         if seed is not None:
             super().reset(seed=seed)
@@ -140,9 +138,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """The present frame, uint8 [height, width, 3]."""
         self._check_open()
         if self._renderer is None:
-            raise RenderError(
-                f"{self.task_name} was made without frames; make it with render_mode='rgb_array'."
-            )
+            raise RenderError(f"{self.task_name} was made without frames; make it with render_mode='rgb_array'.")
         return self._renderer.frame()
 
     def close(self) -> None:
@@ -160,9 +156,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def _checked(self, action: ArrayLike) -> NDArray[np.float64]:
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self.action_space.shape:
-            raise UserError(
-                f"{self.task_name}: action has shape {values.shape}, expected {self.action_space.shape}."
-            )
+            raise UserError(f"{self.task_name}: action has shape {values.shape}, expected {self.action_space.shape}.")
         if np.isnan(values).any():
             raise UserError(f"{self.task_name}: action holds NaN: {values.tolist()}.")
         return np.clip(values, -1.0, 1.0) * self._action_scale + self._action_offset

@@ -41,17 +41,13 @@ class PadToTaskSet(gymnasium.Wrapper[Array, Array, Array, Array], gymnasium.util
     def action_mask(self) -> Array:
         return self._mask.copy()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
         return self._padded(obs), {**info, "action_mask": self.action_mask}
 
     def step(self, action: Array) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         if np.shape(action) != self.action_space.shape:
-            raise UserError(
-                f"action has shape {np.shape(action)}, expected {self.action_space.shape} (padded)."
-            )
+            raise UserError(f"action has shape {np.shape(action)}, expected {self.action_space.shape} (padded).")
         obs, reward, terminated, truncated, info = self.env.step(action[: self._own_actions])
         return self._padded(obs), reward, terminated, truncated, info
 

@@ -32,9 +32,7 @@ _BOOTSTRAP = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[2:]; "
     "from tdmpc2.envs.worker import main; main(sys.argv[1])"
 )
-_SINGLE_THREADED = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1"
-)
+_SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1")
 _EXIT_SECONDS = 1.0
 
 
@@ -96,9 +94,7 @@ class EnvPool:
             memory = anonymous_file(layout.num_bytes())
             try:
                 self._arrays = SharedArrays(layout, memory)
-                self._workers = [
-                    _Process(index, layout, memory, backend, timeout) for index in range(self.num_workers)
-                ]
+                self._workers = [_Process(index, layout, memory, backend, timeout) for index in range(self.num_workers)]
             finally:
                 os.close(memory)
         self._finalizer = weakref.finalize(self, _shut_down, self._workers, os.getpid())
@@ -135,8 +131,7 @@ class EnvPool:
         """
         if not len(slots) == len(tasks) == len(seeds):
             raise UserError(
-                f"reset got {len(slots)} slots, {len(tasks)} tasks and {len(seeds)} seeds; "
-                "give one of each per slot."
+                f"reset got {len(slots)} slots, {len(tasks)} tasks and {len(seeds)} seeds; give one of each per slot."
             )
         index = self._checked_slots(slots)
         for task in tasks:
@@ -151,9 +146,7 @@ class EnvPool:
     def step(self, actions: NDArray[np.floating[Any]], slots: Sequence[int] | None = None) -> Steps:
         """`step_async` and `step_wait` in one; not while other steps are under way."""
         if self._pending:
-            raise UserError(
-                "step() while steps are under way would answer those; call step_wait() for them first."
-            )
+            raise UserError("step() while steps are under way would answer those; call step_wait() for them first.")
         self.step_async(actions, slots)
         return self.step_wait()
 
@@ -162,20 +155,14 @@ class EnvPool:
         index = self._checked_slots(range(self.num_envs) if slots is None else slots)
         expected = (len(index), self.task_set.action_dim)
         if np.shape(actions) != expected:
-            raise UserError(
-                f"actions have shape {np.shape(actions)}, expected {expected} (slots, padded actions)."
-            )
+            raise UserError(f"actions have shape {np.shape(actions)}, expected {expected} (slots, padded actions).")
         ended = [slot for slot in index if not self._playing[slot]]
         if ended:
-            raise UserError(
-                f"slots {ended} have no episode under way; reset them, or leave them out of `slots`."
-            )
+            raise UserError(f"slots {ended} have no episode under way; reset them, or leave them out of `slots`.")
         broken = np.flatnonzero(np.isnan(actions).any(axis=1))
         if broken.size:
             slot = index[broken[0]]
-            raise UserError(
-                f"the action for slot {slot} ({self._tasks[slot]}) holds NaN: {actions[broken[0]]}."
-            )
+            raise UserError(f"the action for slot {slot} ({self._tasks[slot]}) holds NaN: {actions[broken[0]]}.")
         self._arrays.action[index] = actions
         self._pending.append(self._send("step", index, {slot: slot for slot in index}))
 
@@ -312,9 +299,7 @@ class _InProcess:
 class _Process:
     """A worker process and this process's end of the connection to it."""
 
-    def __init__(
-        self, index: int, layout: PoolLayout, memory: int, backend: str | None, timeout: float
-    ) -> None:
+    def __init__(self, index: int, layout: PoolLayout, memory: int, backend: str | None, timeout: float) -> None:
         self._timeout = timeout
         self._sent = self._answered = 0
         self._connection, theirs = multiprocessing.Pipe()

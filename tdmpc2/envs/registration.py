@@ -20,6 +20,4 @@ def register_envs() -> None:
     """
     for task in known_tasks():
         if env_id(task) not in gymnasium.registry:
-            gymnasium.register(
-                id=env_id(task), entry_point="tdmpc2.envs.gym_env:DMControlEnv", kwargs={"task": task}
-            )
+            gymnasium.register(id=env_id(task), entry_point="tdmpc2.envs.gym_env:DMControlEnv", kwargs={"task": task})

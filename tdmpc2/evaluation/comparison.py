@@ -76,16 +76,13 @@ def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
     scores = [f"{sum(values) / len(values) / 10:.2f}" for values in means]
     overall = _interval_text(paired.interval, 2)
     last = ["normalised score", *scores, f"{paired.difference:+.2f}", overall, str(paired.pairs)]
-    table = format_table(
-        ["task", "a", "b", "b - a", "95% interval", "pairs"], [*rows, None, last], style=style
-    )
+    table = format_table(["task", "a", "b", "b - a", "95% interval", "pairs"], [*rows, None, last], style=style)
     lines = [f"a: {comparison.first}", f"b: {comparison.second}", "", table, ""]
     tasks = len(paired.tasks)
     pairs = f"{paired.pairs} pair{'s' * (paired.pairs != 1)} of episodes on {tasks} task{'s' * (tasks != 1)}"
     if comparison.unpaired_first or comparison.unpaired_second:
         pairs += (
-            f"; without a partner and left out: {comparison.unpaired_first} of a, "
-            f"{comparison.unpaired_second} of b"
+            f"; without a partner and left out: {comparison.unpaired_first} of a, {comparison.unpaired_second} of b"
         )
     lines.append(f"{pairs}.")
     if paired.interval is not None:
@@ -106,9 +103,7 @@ def _setup_differences(first: EvaluationResult, second: EvaluationResult) -> tup
         details = "; ".join(
             f"only in {side}: {', '.join(tasks)}" for side, tasks in (("a", only_a), ("b", only_b)) if tasks
         )
-        warnings.append(
-            f"task sets differ ('{first.task_set}' and '{second.task_set}'): {details or 'another order'}"
-        )
+        warnings.append(f"task sets differ ('{first.task_set}' and '{second.task_set}'): {details or 'another order'}")
     versions = _differing(first.versions, second.versions)
     simulators = [text for key, text in versions.items() if key in SIMULATORS]
     others = [text for key, text in versions.items() if key not in SIMULATORS]

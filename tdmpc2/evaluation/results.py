@@ -132,8 +132,7 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
     content = _read(name)
     if content.get("format") != FORMAT:
         raise UserError(
-            f"{name} is not a results file of this program: 'format' is {content.get('format')!r}, "
-            f"expected '{FORMAT}'."
+            f"{name} is not a results file of this program: 'format' is {content.get('format')!r}, expected '{FORMAT}'."
         )
     if content.get("schema") != SCHEMA:
         raise UserError(

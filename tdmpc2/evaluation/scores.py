@@ -207,9 +207,7 @@ def _interval(
     return _percentiles(total / len(values)), note
 
 
-def _resampled_means(
-    values: NDArray[np.float64], draws: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled_means(values: NDArray[np.float64], draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """float64 [draws]: means of `values` [n] drawn n times with replacement."""
     n = values.size
     means = np.empty(draws)

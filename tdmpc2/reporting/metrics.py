@@ -42,9 +42,7 @@ class LoggingSettings:
 
     def __post_init__(self) -> None:
         if self.wandb_mode not in WANDB_MODES:
-            raise UserError(
-                f"logging.wandb_mode is '{self.wandb_mode}', expected one of: {', '.join(WANDB_MODES)}."
-            )
+            raise UserError(f"logging.wandb_mode is '{self.wandb_mode}', expected one of: {', '.join(WANDB_MODES)}.")
 
 
 class MetricLogger:

@@ -121,9 +121,7 @@ def task_bars(
         axes.barh(rows, widths, height=height * 0.92, color=colour, label=label)
         for row, width, (_, value) in zip(rows, widths, present, strict=True):
             # The figure itself tells a score of 0 from a task that was not evaluated.
-            axes.annotate(
-                f"{value:.0f}", (width, row), (3, 0), textcoords="offset points", va="center", fontsize=6.5
-            )
+            axes.annotate(f"{value:.0f}", (width, row), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(len(tasks) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
@@ -167,9 +165,7 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Writes (height, text, colour) right of the axes at that height, apart from each other."""
     low, high = axes.get_ylim()
     gap = 0.055  # of the axes' height, a line of the labels' text
-    wanted = sorted(
-        (min(max((y - low) / (high - low), 0.0), 1.0), text, colour) for y, text, colour in labels
-    )
+    wanted = sorted((min(max((y - low) / (high - low), 0.0), 1.0), text, colour) for y, text, colour in labels)
     heights = _spread([height for height, _, _ in wanted], gap)
     for height, (_, text, colour) in zip(heights, wanted, strict=True):
         axes.annotate(

@@ -39,9 +39,7 @@ def format_table(
         return [cell.ljust(width) if side == "l" else cell.rjust(width) for cell, width, side in cells]
 
     if style == "markdown":
-        rule = [
-            "-" * w if side == "l" else "-" * (w - 1) + ":" for w, side in zip(widths, align, strict=True)
-        ]
+        rule = ["-" * w if side == "l" else "-" * (w - 1) + ":" for w, side in zip(widths, align, strict=True)]
         body = [padded(line) for line in lines if line is not None]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in [body[0], rule, *body[1:]])
     bar = "-" * (sum(widths) + 2 * (columns - 1))
