@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs from a plain checkout
 
-from tdmpc2.errors import UserError
+from tdmpc2.errors import run_program
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.fileio import atomic_write_text
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("a", help="results file of the first evaluation")
     parser.add_argument("b", help="results file of the second evaluation")
@@ -32,16 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="also write the comparison to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args(arguments)
-    try:
-        comparison = compare(load_json(options.a), load_json(options.b), over=options.over)
-        if options.json:
-            atomic_write_text(options.json, json.dumps(comparison.to_json(), indent=1) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    comparison = compare(load_json(options.a), load_json(options.b), over=options.over)
+    if options.json:
+        atomic_write_text(options.json, json.dumps(comparison.to_json(), indent=1) + "\n")
     print(comparison_text(comparison, style="markdown" if options.markdown else "plain"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -23,7 +23,7 @@ from tdmpc2.data.hub import (
     model_file,
     plan,
 )
-from tdmpc2.errors import DataError, UserError
+from tdmpc2.errors import DataError, run_program
 
 
 class ProgressLine:
@@ -84,11 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    run_program(main, on_interrupt="interrupted; run the same command again to go on")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tdmpc2.data.importing import Progress, import_files, open_or_create, summary
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.errors import UserError
+from tdmpc2.errors import run_program
 from tdmpc2.tasks import task_set
 
 
@@ -71,11 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    run_program(main, on_interrupt="interrupted; run the same command again to go on")

@@ -11,7 +11,6 @@ with fresh optimisers.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tdmpc2.data.importing import open_or_create
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.envs import EnvPool
-from tdmpc2.errors import UserError
+from tdmpc2.errors import run_program
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import WorldModel, model_dims, published_size
@@ -133,8 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main, on_interrupt="interrupted; the same command goes on from the last whole round")

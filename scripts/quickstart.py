@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from tdmpc2.data.importing import open_or_create, summary
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import RewardTeacher, load_teacher
 from tdmpc2.envs import EnvPool
-from tdmpc2.errors import UserError
+from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate
@@ -274,11 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the data collected so far is kept", file=sys.stderr)
-        sys.exit(130)
+    run_program(main, on_interrupt="interrupted; the data collected so far is kept")

@@ -1,4 +1,9 @@
-"""The one family of errors that a user can cause, so that entry scripts print them without a traceback."""
+"""The one family of errors that a user can cause, and how programs end on them: one line, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -15,3 +20,15 @@ class DataError(UserError):
 
 class RenderError(UserError):
     """No headless OpenGL back end could draw a frame."""
+
+
+def run_program(main: Callable[[], object], on_interrupt: str = "interrupted") -> None:
+    """Runs a program's main function: a UserError ends it with one line and exit code 2, Ctrl-C with 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(on_interrupt, file=sys.stderr)
+        raise SystemExit(130) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tdmpc2.errors import UserError
+from tdmpc2.errors import UserError, run_program
 from tdmpc2.settings.schema import register_schemas
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
@@ -27,36 +26,24 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         def guarded(config: DictConfig) -> None:
-            try:
-                function(config)
-            except UserError as error:
-                raise _exit(str(error)) from None
+            run_program(lambda: function(config))  # within Hydra, which would add a line of its own
 
-        def program() -> None:
+        def compose_and_run() -> None:
             register_schemas()
             if not CONFIG_DIR.is_dir():
-                raise _exit(f"{CONFIG_DIR} is missing: run from a clone of the repository.")
-            start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)
+                raise UserError(f"{CONFIG_DIR} is missing: run from a clone of the repository.")
             wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its errors itself, in many lines
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints errors itself, in many lines
             try:
-                start()
+                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(guarded)()
             except (HydraException, OmegaConfBaseException) as error:
                 if wants_traceback:
                     raise
-                raise _exit(one_line(error)) from None
-            except KeyboardInterrupt:
-                print("interrupted", file=sys.stderr)
-                raise SystemExit(130) from None
+                raise UserError(one_line(error)) from None
 
-        return program
+        return lambda: run_program(compose_and_run)
 
     return decorate
-
-
-def _exit(message: str) -> SystemExit:
-    print(f"error: {message}", file=sys.stderr)
-    return SystemExit(2)
 
 
 def one_line(error: Exception) -> str:

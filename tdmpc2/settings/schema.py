@@ -12,7 +12,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from tdmpc2.losses import LossWeights
+from tdmpc2.model import ModelDims
+from tdmpc2.planner import PlannerSettings
 from tdmpc2.tasks import known_tasks
+from tdmpc2.training import OptimiserSettings
 
 
 @dataclass
@@ -65,14 +69,14 @@ class LoggingConfig:
 class PlannerConfig:
     """MPPI (see PlannerSettings); `horizon` is also the length of a training slice."""
 
-    horizon: int = 3
-    iterations: int = 6
-    num_samples: int = 512
-    num_elites: int = 64
-    num_pi_trajs: int = 24
-    min_std: float = 0.05
-    max_std: float = 2.0
-    temperature: float = 0.5
+    horizon: int = PlannerSettings.horizon
+    iterations: int = PlannerSettings.iterations
+    num_samples: int = PlannerSettings.num_samples
+    num_elites: int = PlannerSettings.num_elites
+    num_pi_trajs: int = PlannerSettings.num_pi_trajs
+    min_std: float = PlannerSettings.min_std
+    max_std: float = PlannerSettings.max_std
+    temperature: float = PlannerSettings.temperature
 
 
 @dataclass
@@ -83,28 +87,28 @@ class TrainConfig(PlannerConfig, ModelConfig):
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     # the student, besides the keys of ModelConfig
-    simnorm_dim: int = 8
-    num_bins: int = 101
-    vmin: float = -10.0
-    vmax: float = 10.0
-    dropout: float = 0.01
-    log_std_min: float = -10.0
-    log_std_max: float = 2.0
+    simnorm_dim: int = ModelDims.simnorm_dim
+    num_bins: int = ModelDims.num_bins
+    vmin: float = ModelDims.vmin
+    vmax: float = ModelDims.vmax
+    dropout: float = ModelDims.dropout
+    log_std_min: float = ModelDims.log_std_min
+    log_std_max: float = ModelDims.log_std_max
     checkpoint: str | None = None  # start from these weights instead of new ones
     # data and update
     data_dir: str = MISSING
     batch_size: int = 256
     steps: int = 200_000
     d_coef: float = 0.4
-    lr: float = 3e-4
-    enc_lr_scale: float = 0.3
-    grad_clip_norm: float = 20.0
-    tau: float = 0.01
-    consistency_coef: float = 20.0
-    reward_coef: float = 0.1
-    value_coef: float = 0.1
-    entropy_coef: float = 1e-4
-    rho: float = 0.5
+    lr: float = OptimiserSettings.lr
+    enc_lr_scale: float = OptimiserSettings.enc_lr_scale
+    grad_clip_norm: float = OptimiserSettings.grad_clip_norm
+    tau: float = OptimiserSettings.tau
+    consistency_coef: float = LossWeights.consistency_coef
+    reward_coef: float = LossWeights.reward_coef
+    value_coef: float = LossWeights.value_coef
+    entropy_coef: float = LossWeights.entropy_coef
+    rho: float = LossWeights.rho
     seed: int = 1
     device: str = "auto"
     matmul_precision: str = "highest"  # highest, high (TF32) or medium (bfloat16), as torch names them
