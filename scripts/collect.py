@@ -42,9 +42,9 @@ def main(config: DictConfig) -> None:
     tasks = agent.task_set if agent is not None else tasks
     if tasks is None:
         raise UserError("task=own needs a checkpoint that names its tasks; give task=mt30 or another task set.")
-    names = tuple(config.tasks) if config.tasks is not None else tasks.tasks
-    for name in names:
-        tasks.index(name)
+    if config.episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {config.episodes}.")
+    names = tasks.chosen(config.tasks)
 
     def controller(slots: int) -> Controller:
         if agent is not None:

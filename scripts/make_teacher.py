@@ -123,7 +123,7 @@ def main() -> None:
         bundled = quantise(without_target(model.state_dict()), "fp16").tensors
         save_checkpoint(a.out, bundled, replace(metadata, scheme="fp16"))
         # Planned episodes are the best and the slowest: every other round.
-        for label, noise, episodes in (("prior", 0.3, 2), ("prior", 0.1, 1), ("planner", 0.1, number % 2)):
+        for label, noise, episodes in (("prior", 0.5, 4), ("prior", 0.2, 3), ("planner", 0.1, number % 2)):
             if not episodes:
                 continue
             source = f"round {number}, {label}, noise {noise}"

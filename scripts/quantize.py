@@ -5,19 +5,20 @@ python scripts/quantize.py checkpoint=logs/mt30/default/seed1/checkpoints/final.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from tdmpc2.agent import Agent, load_agent, resolve_device
-from tdmpc2.checkpointing import CheckpointMetadata, load_model, package_versions, save_checkpoint
+from tdmpc2.checkpointing import checkpoint_metadata, load_model, save_checkpoint
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, score_text
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
-from tdmpc2.model import published_size
 from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.reporting.tables import format_table
@@ -45,17 +46,7 @@ def main(config: DictConfig) -> None:
 
     quantised = quantise(model.state_dict(), config.scheme)
     output = Path(config.output or f"results/{result_name(source)}-{config.scheme}")
-    known = checkpoint.metadata
-    metadata = CheckpointMetadata(
-        task_set=tasks.name,
-        tasks=tasks.tasks,
-        dims=checkpoint.dims,
-        model_size=published_size(checkpoint.dims),
-        step=known.step if known else 0,
-        scheme=config.scheme,
-        config=known.config if known else {},
-        versions=package_versions(),
-    )
+    metadata = replace(checkpoint_metadata(checkpoint, tasks), scheme=config.scheme, normalised_score=None)
     full = output / f"{source.stem}-{config.scheme}.safetensors"
     deployed = output / f"{source.stem}-{config.scheme}-deploy.safetensors"
     deploy_tensors = without_target(quantised.tensors)
@@ -74,16 +65,23 @@ def main(config: DictConfig) -> None:
     precision = after_precision(config.precision, device)
     print(
         f"before: float32 arithmetic; after: {precision} arithmetic on {config.scheme} weights"
-        + ("" if precision != "float32" else f" ({device} has no fast half arithmetic here)")
+        + (" (a CPU has no fast half arithmetic)" if device.type == "cpu" else "")
     )
-    before = _evaluated("before", load_agent(source, tasks, device, planner), settings, config, output)
-    agent = load_agent(deployed, tasks, device, planner, precision=precision)
-    after = _evaluated("after", agent, settings, config, output)
+    # Both are made before the first is evaluated: what is wrong with either shows at once.
+    agents = {
+        "before": (load_agent(source, tasks, device, planner), "float32"),
+        "after": (load_agent(deployed, tasks, device, planner, precision=precision), precision),
+    }
+    before, after = (
+        _evaluated(label, agent, settings, {**plain(config), "precision": arithmetic}, output)
+        for label, (agent, arithmetic) in agents.items()
+    )
     print(comparison_text(compare(before, after)))
     for result in (before, after):
         print(f"{result.label:<7}{score_text(result.score())}")
-    if settings.tasks is None:
-        scored = replace(metadata, normalised_score=after.score().value)
+    score = after.score().value
+    if settings.tasks is None and math.isfinite(score):
+        scored = replace(metadata, normalised_score=score)
         save_checkpoint(deployed, deploy_tensors, scored)
         if len(sizes) == 3:
             save_checkpoint(full, quantised.tensors, scored)
@@ -91,10 +89,10 @@ def main(config: DictConfig) -> None:
 
 
 def _evaluated(
-    label: str, agent: Agent, settings: EvaluationSettings, config: DictConfig, output: Path
+    label: str, agent: Agent, settings: EvaluationSettings, configuration: dict[str, Any], output: Path
 ) -> EvaluationResult:
     with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as progress:
-        result = evaluate(agent, settings, label=label, configuration=plain(config), on_decisions=progress.update)
+        result = evaluate(agent, settings, label=label, configuration=configuration, on_decisions=progress.update)
     result.save_json(output / f"{label}.json")
     result.save_csv(output / f"{label}.csv")
     return result

@@ -7,17 +7,18 @@ FP16, and all of them evaluated side by side. Writes results/quickstart/ (report
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tdmpc2.agent import Agent, load_agent, resolve_device
-from tdmpc2.checkpointing import CheckpointMetadata, load_model, read_checkpoint, save_checkpoint
+from tdmpc2.checkpointing import checkpoint_metadata, load_model, read_checkpoint, save_checkpoint
 from tdmpc2.data.importing import open_or_create, summary
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import RewardTeacher, load_teacher
@@ -28,7 +29,7 @@ from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
-from tdmpc2.model import model_dims, published_size
+from tdmpc2.model import model_dims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.reporting.metrics import LoggingSettings
@@ -67,9 +68,11 @@ class Plan:
 def prepare_data(folder: Path, teacher: Agent, seed: int) -> EpisodeStore:
     """The store at `folder`, with whatever collections it does not hold yet."""
     tasks = teacher.task_set
+    made_by = hashlib.sha256(TEACHER.read_bytes()).hexdigest()[:12]
+    folder = folder / f"seed{seed}-{made_by}"  # another seed or teacher has data of its own
     store = open_or_create(folder, tasks, notes="made by scripts/quickstart.py")
     for behaviour, episodes, noise in COLLECTIONS:
-        source = f"{behaviour}, noise {noise}, {episodes} episodes a task, seed {seed}"
+        source = f"{behaviour}, noise {noise}, {episodes} episodes a task, seed {seed}, teacher {made_by}"
         if any(shard.source == source for shard in store.shards):
             continue
 
@@ -107,7 +110,7 @@ def train_student(
         eval_freq=max(1, plan.steps // 8),
         state_freq=max(1, plan.steps // 4),
         # The prior alone, greedily: cheap enough to look often. The final scores are planned.
-        evaluation=EvaluationSettings(episodes=2, mpc=False, greedy=True, num_workers=0),
+        evaluation=EvaluationSettings(episodes=2, seed=plan.seed + 1, mpc=False, greedy=True, num_workers=0),
         planner=PLANNER,
         logging=LoggingSettings(),
         config={"made_by": "scripts/quickstart.py", "student": name, **asdict(plan), "d_coef": weights.d_coef},
@@ -124,15 +127,11 @@ def cast_to_half(checkpoint: Path, target: Path) -> int:
     """Writes the FP16 student without target Q, as deployed; returns its size in bytes."""
     model, tasks, source = load_model(checkpoint)
     quantised = quantise(without_target(model.state_dict()), "fp16")
-    known = source.metadata
-    metadata = CheckpointMetadata(
-        tasks.name, tasks.tasks, source.dims, published_size(source.dims), known.step if known else 0, scheme="fp16"
-    )
+    metadata = replace(checkpoint_metadata(source, tasks), scheme="fp16", normalised_score=None)
     return save_checkpoint(target, quantised.tensors, metadata)
 
 
-def evaluate_one(label: str, agent: Agent, plan: Plan, folder: Path) -> EvaluationResult:
-    settings = EvaluationSettings(episodes=plan.episodes, seed=plan.seed + 1000)
+def evaluate_one(label: str, agent: Agent, settings: EvaluationSettings, folder: Path) -> EvaluationResult:
     with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as bar:
         result = evaluate(
             agent, settings, label=label, configuration={"planner": asdict(PLANNER)}, on_decisions=bar.update
@@ -232,6 +231,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "quickstart")
     a = parser.parse_args()
     plan = Plan(a.steps, a.batch_size, a.episodes, a.d_coef, a.seed)
+    final = EvaluationSettings(episodes=plan.episodes, seed=plan.seed)
+    if plan.steps < 1 or plan.batch_size < 1:
+        raise UserError("--steps and --batch-size must be at least 1.")
     started = time.perf_counter()
     device = resolve_device(a.device)
     torch.set_float32_matmul_precision("highest")
@@ -239,13 +241,13 @@ def main() -> None:
     teacher = load_agent(TEACHER, device=device, planner=PLANNER)
     tasks = teacher.task_set
     print(f"teacher: {TEACHER.name}, {read_checkpoint(TEACHER).describe()}; device {device}")
-    prepare_data(a.data, teacher, plan.seed)
+    data = prepare_data(a.data, teacher, plan.seed).path
 
     runs = a.out / "runs"
     shutil.rmtree(runs, ignore_errors=True)  # of an earlier quickstart
     frozen = load_teacher(TEACHER, tasks, device=device)
-    scratch, scratch_curve, _ = train_student("scratch", runs, a.data, tasks, plan, device, None)
-    distilled, distilled_curve, rate = train_student("distilled", runs, a.data, tasks, plan, device, frozen)
+    scratch, scratch_curve, _ = train_student("scratch", runs, data, tasks, plan, device, None)
+    distilled, distilled_curve, rate = train_student("distilled", runs, data, tasks, plan, device, frozen)
     half = a.out / "student-fp16.safetensors"
     cast_to_half(distilled, half)
     print(f"\n{rate:.1f} distillation updates a second; FP16 student: {half.stat().st_size / 2**20:.2f} MiB\n")
@@ -262,7 +264,7 @@ def main() -> None:
     }
     results, facts = {}, {}
     for label, (path, agent) in agents.items():
-        results[label] = evaluate_one(label, agent(), plan, a.out)
+        results[label] = evaluate_one(label, agent(), final, a.out)
         count = sum(t.numel() for n, t in read_checkpoint(path).tensors.items() if not n.startswith("target"))
         facts[label] = [f"{count:,}", f"{path.stat().st_size / 2**20:.2f}"]
     minutes = (time.perf_counter() - started) / 60

@@ -15,8 +15,10 @@ from tdmpc2.model import WorldModel
 from tdmpc2.planner import Planner, PlannerSettings
 from tdmpc2.tasks import TaskSet
 
-# Valuing about this many trajectories at a time keeps a CPU's caches warm; a GPU wants all of them.
+# Valuing about this many trajectories at a time keeps a CPU's caches warm.
 _CPU_TRAJECTORIES = 2048
+# A GPU wants as many as fit: this many bytes for one hidden activation of all Q heads, of which about three are alive.
+_GPU_ACTIVATION_BYTES = 1 << 30
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -91,6 +93,14 @@ class Agent:
         action, self._mean = self.decide(obs_t, task_t, warm, self.generator, greedy=greedy)
         return action
 
+    def _environments_at_a_time(self) -> int:
+        """How many environments one pass of the planner values, by what the device's caches or memory hold."""
+        samples = self.settings.num_samples
+        if self.device.type == "cpu":
+            return max(1, _CPU_TRAJECTORIES // samples)
+        dims = self.model.dims
+        return max(1, _GPU_ACTIVATION_BYTES // (samples * dims.num_q * dims.mlp_dim * self.dtype.itemsize))
+
     def no_plan(self, count: int) -> Tensor:
         """The warm start [count, H, A] of new episodes: zeros."""
         shape = (count, self.settings.horizon, self.task_set.action_dim)
@@ -116,9 +126,7 @@ class Agent:
             greedy: leave the exploration noise out.
         """
         count = obs.shape[0]
-        chunk = count
-        if self.device.type == "cpu":
-            chunk = max(1, _CPU_TRAJECTORIES // self.settings.num_samples)
+        chunk = self._environments_at_a_time()
         actions, means = [], []
         for start in range(0, count, chunk):
             part = slice(start, min(start + chunk, count))

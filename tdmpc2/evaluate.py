@@ -12,8 +12,9 @@ if __package__ in (None, ""):
 from omegaconf import DictConfig
 
 from tdmpc2.agent import load_agent, resolve_device
-from tdmpc2.evaluation.results import results_table
+from tdmpc2.evaluation.results import check_replaceable, load_json, results_table
 from tdmpc2.evaluation.runner import evaluate
+from tdmpc2.evaluation.scores import task_statistics
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required, result_name
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
@@ -30,14 +31,21 @@ def main(config: DictConfig) -> None:
     label = config.label or result_name(checkpoint)
     output = Path(config.output or f"results/{label}")
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
+    target = output / "evaluation.json"
+    check_replaceable(target, plain(config))
+    reference = None if config.reference is None else load_json(config.reference)
     print(
         f"{checkpoint}: {len(settings.tasks_of(agent.task_set))} tasks x {settings.episodes} episodes on {device}, "
         f"{'planning' if settings.mpc else 'policy prior'}, {'greedy' if settings.greedy else 'exploring'}"
     )
     with Progress(settings.decisions_of(agent.task_set), "evaluating", "decisions") as progress:
         result = evaluate(agent, settings, label=label, configuration=plain(config), on_decisions=progress.update)
-    print(results_table(result))
-    result.save_json(output / "evaluation.json")
+    if reference is None:
+        print(results_table(result))
+    else:
+        means = {task: stats.mean for task, stats in task_statistics(reference.returns()).items()}
+        print(results_table(result, means, reference.score().value, reference.label))
+    result.save_json(target)
     result.save_csv(output / "episodes.csv")
     print(f"{result.decisions / result.wall_seconds:.1f} decisions a second; results in {output}/")
 

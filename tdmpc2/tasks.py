@@ -97,6 +97,17 @@ class TaskSet:
             raise UserError(f"task '{task}' is not in task set '{self.name}' ({', '.join(self.tasks)}).")
         return self.tasks.index(task)
 
+    def chosen(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        """These tasks of the set, or all for None; a `UserError` for none, an unknown one, or one named twice."""
+        names = self.tasks if tasks is None else tuple(tasks)
+        if not names:
+            raise UserError("tasks=[] names no task; leave it out for all.")
+        for name in names:
+            self.index(name)
+        if len(set(names)) != len(names):
+            raise UserError(f"tasks names a task twice: {', '.join(names)}.")
+        return names
+
     def action_masks(self) -> np.ndarray:
         """float32 [tasks, A]: 1 where the task has that action, 0 where it is padding."""
         dims = np.asarray(self.action_dims)[:, None]

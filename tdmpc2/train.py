@@ -25,7 +25,10 @@ def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir))
     teacher = teacher_of(config, settings.task_set, settings.device)
-    taught = "from scratch" if teacher is None else f"teacher {settings.teacher_name}, d_coef {settings.weights.d_coef}"
+    taught = "from scratch"
+    if teacher is not None:
+        loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
+        taught = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
     print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {taught}, on {settings.device}")
     result = train(settings, teacher)
     if result.interrupted:

@@ -21,6 +21,7 @@ from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
 from tdmpc2.tasks import TaskSet, task_set
+from tdmpc2.versions import package_versions
 
 _METADATA_KEY = "tdmpc2"
 _STORED_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
@@ -253,6 +254,13 @@ def _own_task_set(path: Path, meta: CheckpointMetadata) -> TaskSet:
         return task_set(meta.task_set, meta.tasks)
     except UserError as error:
         raise CheckpointError(f"{path}: names tasks that this version does not have: {error}") from error
+
+
+def checkpoint_metadata(checkpoint: Checkpoint, tasks: TaskSet) -> CheckpointMetadata:
+    """What the file says of itself, or what can be said of a released one; versions are this installation's."""
+    if checkpoint.metadata is not None:
+        return replace(checkpoint.metadata, versions=package_versions())
+    return CheckpointMetadata(tasks.name, tasks.tasks, checkpoint.dims, published_size(checkpoint.dims), step=0)
 
 
 def check_size(checkpoint: Checkpoint, model_size: int) -> None:

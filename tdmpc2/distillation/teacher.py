@@ -70,7 +70,7 @@ def load_teacher(
     path: str | Path,
     student_tasks: TaskSet,
     *,
-    task: str | None = None,
+    task: str | TaskSet | None = None,
     model_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> RewardTeacher:
@@ -89,10 +89,16 @@ def load_teacher(
     checkpoint = read_checkpoint(path, TEACHER_PARTS)
     if model_size is not None:
         check_size(checkpoint, model_size)
-    named = None if checkpoint.metadata is not None else task
-    if named is None and checkpoint.metadata is None:
-        raise CheckpointError(f"{path}: does not name its tasks; set teacher.task to its task set, such as mt30.")
-    tasks = checkpoint_task_set(checkpoint, named)
+    if checkpoint.metadata is not None:
+        tasks = checkpoint_task_set(checkpoint)
+    else:
+        hint = "set teacher.task to the task set it was trained on, such as teacher.task=mt30"
+        if task is None:
+            raise CheckpointError(f"{path}: a released file does not name its tasks; {hint}.")
+        try:
+            tasks = checkpoint_task_set(checkpoint, task)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} If the teacher knows other tasks than the student, {hint}.") from None
     return RewardTeacher(build_model(checkpoint, tasks, device), tasks, student_tasks)
 
 

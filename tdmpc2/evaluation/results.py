@@ -9,7 +9,6 @@ that is not finite is null, since JSON has no other word for it.
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import math
 import os
@@ -23,13 +22,11 @@ from tdmpc2.errors import UserError
 from tdmpc2.evaluation.scores import EpisodeKey, NormalisedScore, score_with_interval, task_statistics
 from tdmpc2.fileio import atomic_file, atomic_write_text
 from tdmpc2.reporting.tables import Style, format_table
+from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-evaluation"
 SCHEMA = 1
 """Raised by one whenever older programs could no longer read the file."""
-
-PACKAGES = ("torch", "numpy", "mujoco", "dm_control", "gymnasium", "tdmpc2")
-"""Packages whose versions a result depends on."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class EvaluationResult:
     machine: Machine
     wall_seconds: float
     decisions: int
-    versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
+    versions: Mapping[str, str] = field(default_factory=package_versions)
 
     def __post_init__(self) -> None:
         seen: set[EpisodeKey] = set()
@@ -173,6 +170,20 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
         raise UserError(f"{name}: {error}") from None
 
 
+def check_replaceable(path: Path, configuration: Mapping[str, Any]) -> None:
+    """Raises a `UserError` if a results file at `path` is of another configuration: it would be lost."""
+    if not path.exists():
+        return
+    earlier = load_json(path).configuration
+    now = finite_or_null(dict(configuration))
+    differing = [key for key in sorted(earlier.keys() | now.keys()) if earlier.get(key) != now.get(key)]
+    if differing:
+        raise UserError(
+            f"{path} holds an evaluation with another {', '.join(differing)}; "
+            "name another folder with output=…, or remove it."
+        )
+
+
 def results_table(
     result: EvaluationResult,
     reference: Mapping[str, float] | None = None,
@@ -215,17 +226,6 @@ def interval_text(score: NormalisedScore) -> str:
     low, high = score.interval.low, score.interval.high
     text = f"95% interval {low:.2f} to {high:.2f} (bootstrap over {score.over})"
     return f"{text}; {score.interval_note}" if score.interval_note else text
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on, read without importing them."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 def this_machine(device: str) -> Machine:

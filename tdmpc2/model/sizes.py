@@ -64,10 +64,6 @@ class ModelDims:
         if self.num_bins < 2 or self.vmin >= self.vmax:
             raise UserError(f"num_bins {self.num_bins} over [{self.vmin}, {self.vmax}] is not a valid grid.")
 
-    @property
-    def bin_size(self) -> float:
-        return (self.vmax - self.vmin) / (self.num_bins - 1)
-
     def differences(self, other: ModelDims) -> str:
         """`name here != name there` for every field that differs, empty when none does."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))

@@ -52,7 +52,8 @@ def collect(
     if unknown:
         raise UserError(f"{store.path} is a store of {', '.join(store.tasks)}; it cannot take {', '.join(unknown)}.")
     first = len(store)
-    jobs = [Job(t, n, episode_seed(seed, t, first + n)) for n in range(episodes) for t in tasks]
+    # Named apart from evaluation, so that no agent is evaluated on starts that it was trained on.
+    jobs = [Job(t, n, episode_seed(seed, f"collect {t}", first + n)) for n in range(episodes) for t in tasks]
     collected = Collected({t: [] for t in tasks})
     with pool_for(len(jobs)) as pool, store.writer(source=source, details={"seed": seed}) as writer:
         controller = controller_for(pool.num_envs)

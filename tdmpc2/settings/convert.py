@@ -152,7 +152,7 @@ def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Rewa
     loaded = load_teacher(
         teacher.checkpoint,
         tasks,
-        task=own.name if own else tasks.name,
+        task=own or tasks,
         model_size=None if changed else teacher.model_size,
         device=device,
     )

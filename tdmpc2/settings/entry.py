@@ -26,7 +26,14 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         def guarded(config: DictConfig) -> None:
-            run_program(lambda: function(config))  # within Hydra, which would add a line of its own
+            def run() -> None:
+                try:
+                    function(config)
+                except torch.OutOfMemoryError as error:
+                    reason = str(error).splitlines()[0]
+                    raise UserError(f"{reason} Lower batch_size, num_envs or num_samples.") from None
+
+            run_program(run)  # within Hydra, which would add a line of its own
 
         def compose_and_run() -> None:
             register_schemas()

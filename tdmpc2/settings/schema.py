@@ -141,6 +141,7 @@ class EvaluateConfig(PlannerConfig):
     num_workers: int | None = None
     output: str | None = None  # folder of the results; default: next to the checkpoint's name under results/
     label: str | None = None
+    reference: str | None = None  # another evaluation.json, whose returns the table shows beside
     save_video: bool = False
 
 

@@ -83,9 +83,10 @@ class Learner:
             [
                 {"params": encoder, "lr": optimiser.lr * optimiser.enc_lr_scale},
                 {"params": rest, "lr": optimiser.lr},
-            ]
+            ],
+            fused=True,
         )
-        self.policy_optimiser = torch.optim.Adam(policy, lr=optimiser.lr, eps=1e-5)
+        self.policy_optimiser = torch.optim.Adam(policy, lr=optimiser.lr, eps=1e-5, fused=True)
         self._move_target = get_ema_multi_avg_fn(1 - optimiser.tau)
 
     def update(

@@ -25,11 +25,15 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Updates done, the learner's state, and the facts a run may not change when it resumes."""
+    """Updates done, the learner's state, and the facts a run may not change when it resumes.
+
+    `pending` says that the evaluation and checkpoint due after the last update were not done when it was written.
+    """
 
     step: int
     learner: dict[str, Any]
     identity: dict[str, Any]
+    pending: bool = False
 
 
 class StateFolder:
@@ -52,6 +56,7 @@ class StateFolder:
                 "step": state.step,
                 "learner": state.learner,
                 "identity": state.identity,
+                "pending": state.pending,
             },
             buffer,
         )
@@ -74,10 +79,12 @@ class StateFolder:
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 if content["version"] != _VERSION:
                     raise CheckpointError(f"version {content['version']}, expected {_VERSION}")
-                state = TrainingState(content["step"], content["learner"], content["identity"])
+                state = TrainingState(content["step"], content["learner"], content["identity"], content["pending"])
             except Exception as error:  # torch raises many types on damaged archives
                 problems.append(f"{path}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
                 print(f"warning: cannot read the state {problems[-1]}", file=sys.stderr)
+                # Out of the way: the next save must not put it in the place of the good one before it.
+                path.replace(path.with_suffix(".damaged"))
                 continue
             _check_identity(path, state.identity, identity)
             return state

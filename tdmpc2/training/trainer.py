@@ -97,6 +97,7 @@ class TrainSettings:
             "batch_size": self.batch_size,
             "horizon": self.horizon,
             "seed": self.seed,
+            "device": self.device.type,  # random states do not carry over to another kind
             "teacher": self.teacher_name,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **asdict(self.dims),
@@ -114,6 +115,10 @@ class TrainResult:
     checkpoint: Path | None
     metrics: dict[str, float]
     updates_per_second: float
+
+
+class Interrupted(Exception):
+    """Ends an evaluation within a run when a signal asks the run to stop."""
 
 
 class Interrupt:
@@ -202,6 +207,8 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
     identity = settings.identity() | _content_identity(store, teacher)
     state = states.load(identity) if settings.resume else None
     start = 0 if state is None else state.step
+    if start > settings.steps:
+        raise UserError(f"{settings.run_dir} is at step {start:,} already, beyond steps={settings.steps:,}.")
     torch.manual_seed(settings.seed)
     # A resumed student's weights are in the state; the file it once started from need not be there any more.
     student = new_student(settings if state is None else replace(settings, checkpoint=None))
@@ -226,43 +233,48 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
     interrupt = Interrupt()
     latest: dict[str, float] = {}
     step, clock = start, time.perf_counter()
+    # What is due after an update, and was not done before an interruption, is done first.
+    pending = state is not None and state.pending
     with logger, Prefetcher(sampler, settings.device, start) as batches, interrupt.watching():
-        while step < settings.steps and interrupt.signal is None:
-            batch = next(batches)
-            target = None if teacher is None else teacher.rewards(batch.obs[0], batch.action[0], batch.task)
-            metrics = learner.update(batch, target)
-            step += 1
-            watch.add(step, metrics)
-            last = step == settings.steps
-            due = {
-                kind: last or step % every == 0
-                for kind, every in (
-                    ("log", settings.log_freq),
-                    ("eval", settings.eval_freq),
-                    ("save", run.save_freq),
-                    ("state", settings.state_freq),
-                )
-                if every
-            }
-            if any(due.values()):
+        while interrupt.signal is None and (pending or step < settings.steps):
+            if not pending:
+                batch = next(batches)
+                target = None if teacher is None else teacher.rewards(batch.obs[0], batch.action[0], batch.task)
+                metrics = learner.update(batch, target)
+                step += 1
+                watch.add(step, metrics)
+            due = run.due(step)
+            if due:
                 watch.check()
-            if due["log"]:
+            if "log" in due and not pending:
                 latest = _read(metrics)
                 logger.log(step, latest)
-            score = run.evaluate(logger, step) if due.get("eval") else None
-            if due["save"]:
-                run.save(step, score, final=last)
-            if due["state"]:
+            score = None
+            if "eval" in due:
+                if not pending:
+                    run.save_state(step, identity, pending=True)
+                pending = True
+                try:
+                    score = run.evaluate(logger, step, interrupt)
+                except Interrupted:
+                    break
+            if "save" in due:
+                run.save(step, score, final=step == settings.steps)
+            if due & {"state", "eval"}:
                 run.save_state(step, identity)
-        if interrupt.signal is not None and step < settings.steps:
-            watch.check()
-            run.save_state(step, identity)
+            pending = False
+        if interrupt.signal is not None and (pending or step < settings.steps):
+            if not pending:
+                watch.check()
+                run.save_state(step, identity)
             print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
+        if step == settings.steps and not pending and not run.final_path.exists():
+            run.save(step, None, final=True)  # the run was resumed with `steps` cut down to where it stood
     seconds = time.perf_counter() - clock
     return TrainResult(
         step=step,
-        interrupted=step < settings.steps,
-        checkpoint=run.final_path if step >= settings.steps else None,
+        interrupted=pending or step < settings.steps,
+        checkpoint=run.final_path if step == settings.steps and not pending else None,
         metrics=latest,
         updates_per_second=(step - start) / seconds if seconds > 0 else 0.0,
     )
@@ -280,9 +292,21 @@ class _Run:
         self._folder = settings.run_dir / "checkpoints"
         self.final_path = self._folder / "final.safetensors"
 
-    def evaluate(self, logger: MetricLogger, step: int) -> float:
+    def due(self, step: int) -> set[str]:
+        """What follows the update that ended at `step`: all of it after the last one."""
+        s = self._settings
+        every = {"log": s.log_freq, "eval": s.eval_freq, "save": self.save_freq, "state": s.state_freq}
+        return {kind for kind, count in every.items() if count and (step == s.steps or step % count == 0)}
+
+    def evaluate(self, logger: MetricLogger, step: int, interrupt: Interrupt) -> float:
+        """Evaluates and logs; raises `Interrupted` within, if a signal asks to stop."""
+
+        def on_decisions(count: int) -> None:
+            if interrupt.signal is not None:
+                raise Interrupted
+
         agent = Agent(self._learner.model, self._settings.task_set, self._settings.planner)
-        result = evaluate(agent, self._settings.evaluation, label=f"step {step}")
+        result = evaluate(agent, self._settings.evaluation, label=f"step {step}", on_decisions=on_decisions)
         returns = {f"return/{task}": sum(r) / len(r) for task, r in result.returns().items()}
         score = result.score().value
         logger.log(step, {"normalised_score": score, **returns}, "eval")
@@ -304,8 +328,8 @@ class _Run:
         if final:
             save_checkpoint(self.final_path, weights, metadata)
 
-    def save_state(self, step: int, identity: dict[str, Any]) -> None:
-        self._states.save(TrainingState(step, self._learner.state_dict(), identity))
+    def save_state(self, step: int, identity: dict[str, Any], *, pending: bool = False) -> None:
+        self._states.save(TrainingState(step, self._learner.state_dict(), identity, pending))
 
 
 def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
@@ -342,7 +366,7 @@ class _FiniteWatch:
         raise UserError(
             f"step {step}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; its batch drew "
             f"episodes {shown}. The last state written is kept; check the data with "
-            "scripts/import_data.py --verify, or lower lr."
+            "scripts/import_data.py --verify, or start another run (exp_name=…) with a lower lr."
         )
 
 
