@@ -17,11 +17,12 @@ from tdmpc2.evaluation.results import (
     EpisodeResult,
     EvaluationResult,
     Machine,
-    installed_versions,
+    check_replaceable,
     load_json,
     results_table,
     this_machine,
 )
+from tdmpc2.versions import package_versions
 
 
 def make(**changes: Any) -> EvaluationResult:
@@ -157,9 +158,19 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_where_it_ran() -> None:
-    versions = installed_versions()
+    versions = package_versions()
     assert set(versions) == {"python", "torch", "numpy", "mujoco", "dm_control", "gymnasium", "tdmpc2"}
     assert versions["python"].startswith("3.")
     assert replace(make(), versions=versions).versions == versions
     machine = this_machine("cpu")
     assert machine.cpu and machine.cores >= 1 and machine.device == "cpu"
+
+
+def test_results_of_another_configuration_are_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    check_replaceable(path, {"mpc": True})
+    example = make(configuration={"mpc": True, "seed": 1})
+    example.save_json(path)
+    check_replaceable(path, {"mpc": True, "seed": 1})
+    with pytest.raises(UserError, match=r"another mpc; name another folder with output="):
+        check_replaceable(path, {"mpc": False, "seed": 1})

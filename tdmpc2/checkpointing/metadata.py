@@ -5,26 +5,15 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata as importlib_metadata
 from pathlib import Path
 from typing import Any
 
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.model import ModelDims
+from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-checkpoint"
 FORMAT_VERSION = 1
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what a checkpoint's numbers depend on; packages that are not installed are left out."""
-    versions = {}
-    for package in ("tdmpc2", "torch", "numpy", "mujoco", "dm_control"):
-        try:
-            versions[package] = importlib_metadata.version(package)
-        except importlib_metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 @dataclass(frozen=True)
