@@ -38,8 +38,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the hub says of a file: bytes, SHA-256 (None for the few small files kept without) and "
-    "revision."""
+    """What the hub says of a file: bytes, SHA-256 (None for the few small files kept without), revision."""
 
     file: HubFile
     size: int
@@ -136,8 +135,10 @@ class Plan:
 
 
 def dataset_files(name: str, chunks: Sequence[int] | None = None) -> list[HubFile]:
-    """The files of dataset `name` (mt30, mt80), or only those chunks. Raises a `DataError` for "
-    "unknown ones."""
+    """The files of dataset `name` (mt30, mt80), or only those chunks.
+
+    Raises a `DataError` for unknown ones.
+    """
     if name not in DATASETS:
         raise DataError(f"unknown dataset '{name}', expected one of {', '.join(DATASETS)}.")
     numbers = range(DATASETS[name]) if chunks is None else dict.fromkeys(chunks)

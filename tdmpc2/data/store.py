@@ -19,13 +19,11 @@ import hashlib
 import json
 import mmap
 import os
-import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +35,7 @@ from filelock import FileLock, Timeout
 from tdmpc2.data.checks import EpisodeChecker, known_obs_dims
 from tdmpc2.errors import DataError
 from tdmpc2.fileio import atomic_write_bytes, atomic_write_text, write_error
+from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-episodes"
 VERSION = 1
@@ -283,8 +282,7 @@ class EpisodeStore:
         source: str = "",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Adds obs [E,T,O], action [E,T,A], reward [E,T], task [E] as one shard: checked, durable "
-        "on return."""
+        """Adds obs [E,T,O], action [E,T,A], reward [E,T], task [E] as one shard: checked, durable on return."""
         with self.writer(source=source, details=details) as writer:
             writer.write(obs, action, reward, task)
 
@@ -421,7 +419,7 @@ class StoreWriter:
             returns_sha256=hashlib.sha256(returns).hexdigest(),
             source=self._source,
             details=self._details,
-            created_with=_versions(),
+            created_with=package_versions(),
         )
         store._write_header(replace(store.header, shards=(*store.shards, shard)))
         store._reload()
@@ -434,14 +432,6 @@ def _sizes(header: Header, episodes: int) -> dict[str, int]:
         "tasks": episodes * _TASK_DTYPE.itemsize,
         "returns": episodes * _RETURN_DTYPE.itemsize,
     }
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = version("tdmpc2")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {"tdmpc2": own, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def _read_header(path: Path) -> Header:

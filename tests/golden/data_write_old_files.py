@@ -1,7 +1,7 @@
 """Writes `data_tensordict_VERSION.pt` with an old release of tensordict, to test that its pickles are read.
 
-pip install --no-deps --target /tmp/old tensordict==0.1.2
-PYTHONPATH=/tmp/old python tests/golden/data_write_old_files.py 0.1.2
+pip install --no-deps --target DIR tensordict==0.1.2
+PYTHONPATH=DIR python tests/golden/data_write_old_files.py 0.1.2
 
 Releases taken: 0.1.2, 0.2.1, 0.3.2, 0.5.0 (one of each form of pickle), on torch 2.13.
 """
