@@ -22,6 +22,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
+from termcolor import colored
+
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_text, write_error
 from tdmpc2.reporting.progress import duration
@@ -34,6 +36,7 @@ CSV_NAME = "metrics.csv"
 WANDB_ID_NAME = "wandb_run_id.txt"
 ROW_KEYS = ("step", "category", "time")
 """Keys of every row, which no metric may be called."""
+_COLOURS: dict[Category, str] = {"train": "cyan", "eval": "green"}
 
 
 class Sink(Protocol):
@@ -62,7 +65,11 @@ class ConsoleSink:
 
     def log(self, step: int, metrics: Mapping[str, float], category: Category) -> None:
         now = time.monotonic()
-        parts = [f"{category:<5} step {step:,}/{self._total:,}"]
+        stream = self._stream or sys.stdout
+        label = f"{category:<5}"
+        if stream.isatty():  # termcolor itself asks standard output alone
+            label = colored(label, _COLOURS[category])
+        parts = [f"{label} step {step:,}/{self._total:,}"]
         if self._total:
             parts.append(f"{100 * step / self._total:5.1f}%")
         if category == "train":
@@ -73,7 +80,7 @@ class ConsoleSink:
             self._last_step, self._last_time = step, now
         shown = [name for name in self._chosen if name in metrics] or list(metrics)[:6]
         parts += [f"{name} {metrics[name]:.4g}" for name in shown]
-        print("  ".join(parts), file=self._stream or sys.stdout, flush=True)
+        print("  ".join(parts), file=stream, flush=True)
 
     def close(self) -> None:
         """Nothing to keep."""
