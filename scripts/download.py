@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 from tdmpc2.data.hub import (
@@ -24,31 +23,7 @@ from tdmpc2.data.hub import (
     plan,
 )
 from tdmpc2.errors import DataError, run_program
-
-
-class ProgressLine:
-    """One line on standard error, rewritten in place on a terminal, printed every 30 seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._remote: RemoteFile | None = None
-        self._started = self._printed = 0.0
-        self._first = 0
-
-    def __call__(self, remote: RemoteFile, done: int) -> None:
-        now = time.monotonic()
-        if remote != self._remote:
-            self._remote, self._started, self._printed, self._first = remote, now, now, done
-        whole = done >= remote.size
-        if not whole and now - self._printed < (0.5 if self._terminal else 30):
-            return
-        self._printed = now
-        rate = (done - self._first) / max(now - self._started, 1e-9)
-        text = f"{remote.file.path}: {done / 1e9:.3f} of {remote.size / 1e9:.3f} GB, {rate / 1e6:.1f} MB/s"
-        if rate and not whole:
-            text += f", {(remote.size - done) / rate / 60:.0f} min left"
-        end = "\n" if whole or not self._terminal else ""
-        print(f"\r{text:<78}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
+from tdmpc2.reporting.progress import Progress
 
 
 def main() -> None:
@@ -79,7 +54,15 @@ def main() -> None:
         if input("Fetch them now? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was fetched")
             return
-    download(planned, hub, ProgressLine())
+    there: dict[RemoteFile, int] = {}
+    with Progress(planned.bytes_to_fetch, "fetching", "MB", scale=10**6) as progress:
+
+        def show(remote: RemoteFile, done: int) -> None:
+            # The first call tells what an earlier download left, which is not to be fetched.
+            progress.update(done - there.get(remote, done), note=remote.file.path)
+            there[remote] = done
+
+        download(planned, hub, show)
     print("every file is there and its checksum is right")
 
 

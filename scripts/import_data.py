@@ -9,43 +9,36 @@ An interrupted import is resumed by running it again: files that are already in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-import time
 from pathlib import Path
 
-from tdmpc2.data.importing import Progress, import_files, open_or_create, summary
+from tdmpc2.data.importing import FileProgress, import_files, open_or_create, summary
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import run_program
+from tdmpc2.reporting.progress import Progress
 from tdmpc2.tasks import task_set
 
 
-class ProgressLine:
-    """One line on standard error, rewritten in place on a terminal, printed every 30 seconds elsewhere."""
+def import_visibly(files: list[Path], store: EpisodeStore) -> None:
+    """Imports files with one line of progress for each."""
+    with contextlib.ExitStack() as line:
+        shown: Progress | None = None
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._printed = 0.0
-        self._path: Path | None = None
-        self._started = 0.0
+        def show(state: FileProgress) -> None:
+            nonlocal shown
+            name = f"[{state.file}/{state.files}] {state.path.name}"
+            if state.skipped:
+                print(f"{name}: already in the store, skipped", file=sys.stderr)
+                return
+            if shown is None:
+                shown = line.enter_context(Progress(state.total_episodes, name, "episodes"))
+            shown.update(state.episodes - shown.done)
+            if shown.done == shown.total:
+                line.close()
+                shown = None
 
-    def __call__(self, progress: Progress) -> None:
-        name = f"[{progress.file}/{progress.files}] {progress.path.name}"
-        if progress.skipped:
-            print(f"{name}: already in the store, skipped", file=sys.stderr)
-            return
-        now = time.monotonic()
-        if progress.path != self._path:
-            self._path, self._started, self._printed = progress.path, now, now
-            self._first = progress.episodes
-        done = progress.episodes == progress.total_episodes
-        if not (done or self._terminal or now - self._printed > 30):
-            return
-        self._printed = now
-        rate = (progress.episodes - self._first) / max(now - self._started, 1e-9)
-        left = f", {(progress.total_episodes - progress.episodes) / rate:.0f} s left" if rate else ""
-        text = f"{name}: {progress.episodes:,} of {progress.total_episodes:,} episodes{'' if done else left}"
-        end = "\n" if done or not self._terminal else ""
-        print(f"\r{text:<78}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
+        import_files(files, store, show)
 
 
 def main() -> None:
@@ -62,7 +55,7 @@ def main() -> None:
         parser.error("--summary takes no FILE; the summary is printed after every import anyway")
     if arguments.files:
         store = open_or_create(arguments.store, task_set(arguments.task))
-        import_files(arguments.files, store, ProgressLine())
+        import_visibly(arguments.files, store)
     else:
         store = EpisodeStore.open(arguments.store)
     print(summary(store))

@@ -224,6 +224,21 @@ def test_console_line() -> None:
     assert evaluation == "eval  step 2,000/200,000    1.0%  score 28.5"
 
 
+def test_console_colours_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "ANSI_COLORS_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # standard output itself is no terminal here
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        ConsoleSink(10, stream=stream).log(2, {"score": 1.0}, "eval")
+    assert terminal.getvalue().startswith("\x1b[32meval \x1b[0m step 2/10 ")
+    assert file.getvalue().startswith("eval  step 2/10 ")
+
+
 def test_settings_check_themselves() -> None:
     with pytest.raises(UserError, match=r"logging\.wandb_mode is 'maybe'.*online, offline, disabled"):
         LoggingSettings(wandb_mode="maybe")
@@ -312,6 +327,9 @@ def test_progress_line() -> None:
     progress.update(100, note="walker-run")
     assert progress.line(50) == "evaluating: 100/300 episodes  33%  2.0/s  left 0:01:40  walker-run"
     assert Progress(0, "empty").line(0) == "empty: 0/0 steps  100%  0.0/s  took 0:00:00"
+    megabytes = Progress(3_000_000_000, "fetching", "MB", stream=io.StringIO(), scale=10**6)
+    megabytes.update(1_500_000_000)
+    assert megabytes.line(100) == "fetching: 1,500/3,000 MB  50%  15.0/s  left 0:01:40"
     with pytest.raises(ValueError, match="negative"):
         Progress(-1, "x")
 

@@ -16,7 +16,7 @@ _BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Progress:
+class FileProgress:
     """How far an import is: file `file` of `files`, and its episodes so far."""
 
     path: Path
@@ -49,9 +49,10 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "") -> Epis
 def import_files(
     paths: Sequence[str | Path],
     store: EpisodeStore,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[FileProgress], None] = lambda progress: None,
 ) -> None:
-    """Imports files in the published format, each as one shard; `report` is called after every block.
+    """Imports files in the published format, each as one shard; `report` is called first and after
+    every block of each.
 
     All files are opened and laid against the store before the first is read. One whose content is in the
     store already (same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed
@@ -70,7 +71,7 @@ def import_files(
         if file in pending:
             _import(file, store, number, len(files), report)
         else:
-            report(Progress(file.path, number, len(files), len(file), len(file), skipped=True))
+            report(FileProgress(file.path, number, len(files), len(file), len(file), skipped=True))
 
 
 def summary(store: EpisodeStore) -> str:
@@ -94,7 +95,7 @@ def summary(store: EpisodeStore) -> str:
 
 
 def _import(
-    file: PublishedFile, store: EpisodeStore, number: int, files: int, report: Callable[[Progress], None]
+    file: PublishedFile, store: EpisodeStore, number: int, files: int, report: Callable[[FileProgress], None]
 ) -> None:
     details = {
         "file": file.path.name,
@@ -104,11 +105,12 @@ def _import(
     }
     checker = _checker(file, store)
     episodes = max(1, _BLOCK_BYTES // store.header.episode_bytes)
+    report(FileProgress(file.path, number, files, 0, len(file)))
     with store.writer(source=str(file.path), details=details) as writer:
         for block in file.blocks(episodes):
             task = checker.episode_tasks(block.task, block.first_episode)
             writer.write(block.obs, block.action, block.reward, task)
-            report(Progress(file.path, number, files, writer.episodes, len(file)))
+            report(FileProgress(file.path, number, files, writer.episodes, len(file)))
 
 
 def _check_layout(file: PublishedFile, store: EpisodeStore) -> None:

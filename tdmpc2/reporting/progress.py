@@ -23,15 +23,19 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts `unit`s up to `total`. A terminal's line is rewritten; elsewhere a line comes every few seconds.
 
-    Use it as a context manager, or call `close`, so that the last state is shown and the line ended.
+    Use it as a context manager, or call `close`, so that the last state is shown and the line ended. Counts are
+    shown divided by `scale`: 10**6 for bytes in the unit "MB".
     """
 
-    def __init__(self, total: int, label: str, unit: str = "steps", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, label: str, unit: str = "steps", stream: TextIO | None = None, scale: int = 1
+    ) -> None:
         if total < 0:
             raise ValueError(f"total must not be negative, got {total}")
         self.total = total
         self.label = label
         self.unit = unit
+        self.scale = scale
         self.done = 0
         self._note = ""
         self._stream = stream if stream is not None else sys.stderr
@@ -53,9 +57,10 @@ class Progress:
         share = self.done / self.total if self.total else 1.0
         rate = self.done / elapsed if elapsed > 0 else 0.0
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        shown_rate = rate / self.scale
         text = (
-            f"{self.label}: {self.done:,}/{self.total:,} {self.unit}  {100 * share:.0f}%  "
-            f"{rate:.{0 if rate >= 100 else 1}f}/s  "
+            f"{self.label}: {self.done / self.scale:,.0f}/{self.total / self.scale:,.0f} {self.unit}  "
+            f"{100 * share:.0f}%  {shown_rate:.{0 if shown_rate >= 100 else 1}f}/s  "
         )
         text += f"took {duration(elapsed)}" if self.done >= self.total else f"left {duration(left)}"
         return f"{text}  {self._note}" if self._note else text
