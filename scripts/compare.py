@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs from a plain checkout
 
 from tdmpc2.errors import run_program
 from tdmpc2.evaluation.comparison import compare, comparison_text

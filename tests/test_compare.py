@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "compare.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "compare.py"
 
 
 def make(label: str, returns: dict[str, list[float]], seed: int = 1, **changes: Any) -> EvaluationResult:
@@ -39,7 +41,8 @@ SECOND = {"walker-run": [110.0, 230.0], "cup-spin": [500.0, 700.0, 100.0]}
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_script_compares(tmp_path: Path) -> None:
