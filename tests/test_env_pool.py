@@ -70,6 +70,8 @@ def test_equals_single_environments(num_workers: int, shared_pool: EnvPool) -> N
     obs = pool.reset(range(5), TASKS, range(10, 15))
     assert obs.shape == (5, SET.obs_dim) and obs.dtype == np.float32
     assert np.array_equal(obs, np.stack([e[0][0] for e in expected]))
+    seconds = [pool.decision_seconds(task) for task in TASKS]
+    assert seconds == pytest.approx([0.02, 0.04, 0.04, 0.04, 0.04])
     for t in range(10):
         obs, reward, done = pool.step(actions[t])
         assert np.array_equal(obs, np.stack([e[0][t + 1] for e in expected]))
@@ -158,6 +160,8 @@ def test_misuse_is_named_and_breaks_nothing(shared_pool: EnvPool) -> None:
         pool.step(bad)
     with pytest.raises(RenderError, match="render=True"):
         pool.render([0])
+    with pytest.raises(UserError, match="no slot of this pool holds 'fish-swim'"):
+        pool.decision_seconds("fish-swim")
     pool.step_async(actions[:2], [0, 1])
     with pytest.raises(UserError, match=r"slots \[1\] are being stepped"):
         pool.reset([1], ["cup-spin"], [0])

@@ -375,6 +375,7 @@ def test_frames() -> None:
     opengl()
     env = make_env("walker-walk", 1, render_mode="rgb_array", width=96, height=64)
     env.reset()
+    assert env.physics._contexts is None, "OpenGL starts with the first frame"
     first = env.render()
     assert first.shape == (64, 96, 3) and first.dtype == np.uint8 and first.std() > 5
     kept = first.copy()

@@ -64,7 +64,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
         self.metadata = {
             **self.metadata,
-            "render_fps": round(1 / (self._env.control_timestep() * ACTION_REPEAT)),
+            "render_fps": round(1 / self.decision_seconds),
         }
         self.render_mode = render_mode
         self._renderer = (
@@ -77,6 +77,11 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def physics(self) -> Any:
         """dm_control's `Physics` of this environment, for reading and setting states."""
         return self._env.physics
+
+    @property
+    def decision_seconds(self) -> float:
+        """Simulated seconds that one decision lasts."""
+        return float(self._env.control_timestep()) * ACTION_REPEAT
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

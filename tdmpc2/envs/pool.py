@@ -190,6 +190,12 @@ class EnvPool:
         self._finish(self._send("render", index, {slot: slot for slot in index}))
         return self._arrays.frames[index]
 
+    def decision_seconds(self, task: str) -> float:
+        """Simulated seconds that one decision of `task` lasts; a slot must hold it now."""
+        if task not in self._tasks:
+            raise UserError(f"no slot of this pool holds '{task}'; reset one to it first.")
+        return float(self._arrays.seconds[self._tasks.index(task)])
+
     def _check_open(self) -> None:
         if self._closed:
             raise EnvPoolError("the EnvPool is closed; make a new one.")

@@ -112,30 +112,46 @@ def environment(**values: str) -> Iterator[None]:
 
 
 class FrameRenderer:
-    """Draws one environment's scene from one camera. Use it from the thread that made it."""
+    """Draws one environment's scene from one camera. Use it from one thread.
+
+    The OpenGL context and its buffers are made for the first frame: many environments may draw, few do. What is
+    wrong with the camera, the size or the back end shows when it is made.
+    """
 
     def __init__(self, physics: Any, *, camera: int | str, width: int, height: int) -> None:
         if width < 1 or height < 1:
             raise UserError(f"a frame must be at least 1 x 1 pixels, not {width} x {height}.")
-        number = _camera_number(physics.model, camera)
+        self._physics = physics
+        self._number = _camera_number(physics.model, camera)
+        self._width, self._height = width, height
+        self._camera: Any = None
         sizes = physics.model.vis.global_
         sizes.offwidth, sizes.offheight = max(width, sizes.offwidth), max(height, sizes.offheight)
-        try:
+        with _startup_errors():
             load_renderer()
-            from dm_control import mujoco
-
-            self._camera = mujoco.Camera(physics, height=height, width=width, camera_id=number)
-        except RenderError:
-            raise
-        # Whatever a driver or PyOpenGL raises (AttributeError and OSError among them) means the same to the
-        # user.
-        except Exception as error:
-            raise RenderError(f"OpenGL could not be started: {error!r}. {_ADVICE}") from error
 
     def frame(self) -> NDArray[np.uint8]:
         """The scene as it is now, uint8 [height, width, 3], top row first."""
+        if self._camera is None:
+            with _startup_errors():
+                from dm_control import mujoco
+
+                self._camera = mujoco.Camera(
+                    self._physics, height=self._height, width=self._width, camera_id=self._number
+                )
         frame: NDArray[np.uint8] = self._camera.render()
         return frame.copy()
+
+
+@contextlib.contextmanager
+def _startup_errors() -> Iterator[None]:
+    try:
+        yield
+    except RenderError:
+        raise
+    # Whatever a driver or PyOpenGL raises (AttributeError and OSError among them) means the same to the user.
+    except Exception as error:
+        raise RenderError(f"OpenGL could not be started: {error!r}. {_ADVICE}") from error
 
 
 def _camera_number(model: Any, camera: int | str) -> int:

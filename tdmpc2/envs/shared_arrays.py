@@ -33,6 +33,7 @@ class PoolLayout:
             "action": ((n, self.action_dim), np.float32),
             "reward": ((n,), np.float32),
             "done": ((n,), np.bool_),
+            "seconds": ((n,), np.float64),
             "busy": ((max(self.num_workers, 1),), np.int32),
             "frames": (frames, np.uint8),
         }
@@ -44,6 +45,7 @@ class PoolLayout:
 class SharedArrays:
     """Views of one block: obs [N,O], action [N,A], reward [N] float32, done [N] bool, frames [N,h,w,3] uint8.
 
+    `seconds` float64 [N] is what a decision of the slot's task lasts in the simulation.
     `busy` int32 [W] is the slot that each worker is at, -1 when it waits.
     """
 
@@ -51,6 +53,7 @@ class SharedArrays:
     action: NDArray[np.float32]
     reward: NDArray[np.float32]
     done: NDArray[np.bool_]
+    seconds: NDArray[np.float64]
     busy: NDArray[np.int32]
     frames: NDArray[np.uint8]
 

@@ -89,6 +89,7 @@ class Slots:
         row[len(obs) :] = 0
         self._arrays.reward[slot] = 0
         self._arrays.done[slot] = False
+        self._arrays.seconds[slot] = env.decision_seconds
 
     def _step(self, slot: int) -> None:
         env = self._envs[slot]
