@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+import imageio
 import numpy as np
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_environments_at_a_time() -> None:
 def test_a_video_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         pytest.skip("imageio-ffmpeg is not installed")
-    films = _Films(tmp_path / "videos")
+    films = _Films(tmp_path / "videos", {TASKS[0]: 0.02, TASKS[1]: 0.04}.__getitem__)
     jobs = [Job(task, 0, 1) for task in TASKS]
     for value in range(5):
         for job in jobs:
@@ -93,7 +94,10 @@ def test_a_video_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert f"{TASKS[0]}.mp4" in files_in(tmp_path / "videos") and f"{TASKS[1]}.mp4" not in files_in(tmp_path / "videos")
     films.discard()
     assert files_in(tmp_path / "videos") == [f"{TASKS[0]}.mp4"]
-    assert (tmp_path / "videos" / f"{TASKS[0]}.mp4").read_bytes()[4:8] == b"ftyp"
+    film = tmp_path / "videos" / f"{TASKS[0]}.mp4"
+    assert film.read_bytes()[4:8] == b"ftyp"
+    with imageio.get_reader(film) as reader:
+        assert reader.get_meta_data()["fps"] == 50
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from tdmpc2.tasks import TaskSet
 
 # Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
 _MOST_ENVS = {"cpu": 60, "cuda": 300}
-_VIDEO_FPS = 25
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def evaluate(
     num_envs = envs_at_a_time(len(jobs), settings.num_envs, agent.device)
     workers = default_workers() if settings.num_workers is None else settings.num_workers
     controller = AgentController(agent, num_envs, mpc=settings.mpc, greedy=settings.greedy)
-    films = _Films(settings.video_dir)
     with EnvPool(agent.task_set, num_envs=num_envs, num_workers=workers, render=settings.video_dir is not None) as pool:
+        films = _Films(settings.video_dir, pool.decision_seconds)
         started = time.perf_counter()
         finished = []
         try:
@@ -135,17 +134,26 @@ def evaluate(
             EpisodeResult(e.job.task, e.job.episode, e.job.seed, e.episode_return, e.length) for e in finished
         ),
         configuration=dict(configuration or {}),
-        machine=this_machine(str(agent.device)),
+        machine=this_machine(_device_name(agent.device)),
         wall_seconds=seconds,
         decisions=sum(e.length for e in finished),
     )
 
 
-class _Films:
-    """One MP4 per filmed job, written frame by frame under a temporary name and renamed when the episode ends."""
+def _device_name(device: torch.device) -> str:
+    """What a results file calls a device: a GPU by its model, since `cuda:0` says nothing to a reader."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
-    def __init__(self, folder: Path | None) -> None:
+
+class _Films:
+    """One MP4 per filmed job, written frame by frame under a temporary name and renamed when the episode ends.
+
+    `decision_seconds` tells how long a decision of a task lasts: one frame each, so that a film plays in real time.
+    """
+
+    def __init__(self, folder: Path | None, decision_seconds: Callable[[str], float]) -> None:
         self._folder = folder
+        self._decision_seconds = decision_seconds
         self._open: dict[Job, tuple[Any, Path, Path]] = {}
 
     def add(self, job: Job, frame: NDArray[np.uint8]) -> None:
@@ -154,7 +162,9 @@ class _Films:
             self._folder.mkdir(parents=True, exist_ok=True)
             final = self._folder / f"{job.task}.mp4"
             partial = self._folder / f".{job.task}.partial.mp4"
-            writer = imageio.get_writer(partial, fps=_VIDEO_FPS, codec="libx264", macro_block_size=16)
+            writer = imageio.get_writer(
+                partial, fps=1 / self._decision_seconds(job.task), codec="libx264", macro_block_size=16
+            )
             self._open[job] = (writer, partial, final)
         self._open[job][0].append_data(frame)
 
