@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ from tdmpc2.errors import CheckpointError, DataError, UserError
 from tdmpc2.reporting.sinks import read_metrics
 from tdmpc2.settings.convert import teacher_of
 from tdmpc2.tasks import task_set
-from tdmpc2.training import train
+from tdmpc2.training import train, trainer
 from tdmpc2.training.state import StateFolder, TrainingState
 from tdmpc2.training.trainer import new_student
 
@@ -408,3 +410,46 @@ def test_evaluation_while_training_is_logged_kept_and_changes_nothing(tmp_path: 
 def test_tensorboard_is_a_choice(tmp_path: Path) -> None:
     tiny_run(tmp_path, "steps=2", "logging=tensorboard", "logging.console=false")
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_signal_during_an_evaluation_stops_it_and_resume_makes_up_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("steps=4", "log_freq=2", "eval_freq=2", "save_freq=2", "eval_episodes=1")
+    tiny_run(tmp_path / "whole", *keys)
+    real = trainer.evaluate
+
+    def evaluate_signalled(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", evaluate_signalled)
+        result = tiny_run(tmp_path / "run", *keys)
+    assert result.interrupted and result.step == 2 and "continue with resume=true" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints" / "step_00000002.safetensors").exists()
+    result = tiny_run(tmp_path / "run", "resume=true", *keys)
+    assert not result.interrupted and result.step == 4
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+    assert files_in(tmp_path / "run" / "checkpoints") == files_in(tmp_path / "whole" / "checkpoints")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+
+
+def test_resuming_with_steps_cut_down_to_where_it_stood_ends_the_run(tmp_path: Path) -> None:
+    tiny_run(tmp_path, "steps=4", "state_freq=2", "save_freq=100")
+    (tmp_path / "state" / "latest.pt").unlink()
+    (tmp_path / "checkpoints" / "final.safetensors").unlink()
+    result = tiny_run(tmp_path, "steps=2", "resume=true", "state_freq=2", "save_freq=100")
+    assert result.checkpoint is not None and read_checkpoint(result.checkpoint).metadata.step == 2  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="at step 2 already, beyond steps=1"):
+        tiny_run(tmp_path, "steps=1", "resume=true")
+
+
+def test_a_released_teacher_of_other_tasks_says_which_key_names_them(tmp_path: Path) -> None:
+    released = SHARED / "checkpoints" / "mt30_1M_steps_045dist_fp16.pt"
+    if not released.exists():
+        pytest.skip("needs ../shared/checkpoints, which is not there")
+    keys = ("steps=2", "teacher=1M", f"teacher.checkpoint={released}")
+    with pytest.raises(CheckpointError, match=r"teacher\.task=mt30"):
+        tiny_run(tmp_path / "run", *keys)
+    assert tiny_run(tmp_path / "run", *keys, "teacher.task=mt30").step == 2

@@ -65,7 +65,7 @@ class Learner:
         seed: int,
     ) -> None:
         device = next(model.parameters()).device
-        self.model = model
+        self.model = model.eval()  # dropout is on within an update only
         self.weights = weights
         self.settings = optimiser
         self.discounts = discounts.to(device)
