@@ -179,7 +179,7 @@ def write_report(
     lines = [
         "# Quickstart report",
         "",
-        f"Four tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M size, "
+        f"{len(tasks)} tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M size, "
         f"{plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data; the distilled one "
         f"with d_coef {plan.d_coef}. Planner: {PLANNER.num_samples} samples, {PLANNER.iterations} iterations, horizon "
         f"{PLANNER.horizon} (the papers use 512 samples and 6 iterations), exploration noise on.",

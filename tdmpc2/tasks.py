@@ -52,7 +52,7 @@ _MT30_WIDTHS: dict[str, tuple[int, int]] = {
 }
 
 MT30: tuple[str, ...] = tuple(_MT30_WIDTHS)
-QUICKSTART: tuple[str, ...] = ("cartpole-swingup", "reacher-easy", "cup-spin", "pendulum-spin")
+QUICKSTART: tuple[str, ...] = ("cartpole-swingup", "cup-spin", "pendulum-spin")
 TASK_SETS: dict[str, tuple[str, ...]] = {"mt30": MT30, "quickstart": QUICKSTART}
 
 

@@ -155,7 +155,7 @@ def test_bad_values_are_named_by_place(tmp_path: Path, fault: str) -> None:
 
 
 def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
-    open_or_create(tmp_path / "s", task_set("quickstart"))
+    open_or_create(tmp_path / "s", task_set("four", ("cartpole-swingup", "reacher-easy", "cup-spin", "pendulum-spin")))
     with pytest.raises(DataError, match=r"store of 4 tasks .*, obs 8.*, expected 30 tasks"):
         open_or_create(tmp_path / "s", MT30)
     (tmp_path / "file").write_text("")

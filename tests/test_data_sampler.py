@@ -18,7 +18,7 @@ from tdmpc2.errors import DataError
 from tdmpc2.tasks import task_set
 
 MT30 = task_set("mt30")
-QUICKSTART = task_set("quickstart")
+FOUR = task_set("four", ("cartpole-swingup", "reacher-easy", "cup-spin", "pendulum-spin"))
 ALL = list(range(30)) * 2
 
 
@@ -101,14 +101,14 @@ def test_every_slice_is_equally_likely(store: EpisodeStore) -> None:
 
 
 def test_tasks_are_matched_by_name_and_padding_cropped(store: EpisodeStore) -> None:
-    sampler = SliceSampler(store, QUICKSTART, batch_size=200, horizon=3, seed=0)
+    sampler = SliceSampler(store, FOUR, batch_size=200, horizon=3, seed=0)
     assert sampler.num_episodes == 8
     batch = sampler.batch(0)
     assert batch.obs.shape[-1] == 8 and batch.action.shape[-1] == 2
     assert sorted(batch.task.unique().tolist()) == [0, 1, 2, 3]
     for column, (index, start) in enumerate(zip(*sampler.indices(0), strict=True)):
         episode = store.episode(int(index))
-        assert QUICKSTART.tasks[int(batch.task[column])] == episode["task"]
+        assert FOUR.tasks[int(batch.task[column])] == episode["task"]
         np.testing.assert_array_equal(batch.obs[:, column], episode["obs"][start : start + 4, :8])
         assert not episode["obs"][:, 8:].any()
 
@@ -120,9 +120,9 @@ def test_a_single_task(store: EpisodeStore) -> None:
 
 
 def test_faults_are_named(store: EpisodeStore, tmp_path: Path) -> None:
-    some = make_store(tmp_path / "s", QUICKSTART, [0, 2, 2])
-    with pytest.raises(DataError, match="no episodes of reacher-easy, pendulum-spin, which task set 'quickstart'"):
-        SliceSampler(some, QUICKSTART, 8, 3, 0)
+    some = make_store(tmp_path / "s", FOUR, [0, 2, 2])
+    with pytest.raises(DataError, match="no episodes of reacher-easy, pendulum-spin, which task set 'four'"):
+        SliceSampler(some, FOUR, 8, 3, 0)
     with pytest.raises(DataError, match="found rows of obs 8 and action 2, but task 'walker-stand' needs 24 and 6"):
         SliceSampler(some, MT30, 8, 3, 0)
     for horizon in (0, 21):

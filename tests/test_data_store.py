@@ -17,9 +17,9 @@ from data_fixtures import ROOT, make_episodes, make_store
 
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError, UserError
-from tdmpc2.tasks import QUICKSTART, task_set
+from tdmpc2.tasks import task_set
 
-TASKS = task_set("quickstart")
+TASKS = task_set("four", ("cartpole-swingup", "reacher-easy", "cup-spin", "pendulum-spin"))
 IDS = [0, 1, 2, 3, 1]
 
 
@@ -39,13 +39,13 @@ def assert_holds(store: EpisodeStore, data: dict[str, np.ndarray]) -> None:
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     data = episodes()
-    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21, notes="a note")
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21, notes="a note")
     assert len(store) == 0 and store.num_transitions == 0 and store.returns().shape == (0,)
     store.append(**data, source="here", details={"seed": 1})
     for opened in (store, EpisodeStore.open(tmp_path / "s")):
         assert_holds(opened, data)
         assert opened.num_transitions == 5 * 21
-        assert opened.tasks == QUICKSTART and opened.notes == "a note"
+        assert opened.tasks == TASKS.tasks and opened.notes == "a note"
         assert (opened.obs_dim, opened.action_dim, opened.episode_steps) == (8, 2, 21)
         assert opened.shards[0].source == "here" and opened.shards[0].details == {"seed": 1}
         np.testing.assert_allclose(opened.returns(), data["reward"][:, 1:].sum(axis=1), rtol=1e-6)
@@ -71,7 +71,7 @@ def test_the_layout_on_disk_is_the_documented_one(tmp_path: Path) -> None:
 def test_a_writer_in_blocks_equals_one_append(tmp_path: Path) -> None:
     data = episodes()
     store = make_store(tmp_path / "a", TASKS, IDS)
-    blocks = EpisodeStore.create(tmp_path / "b", QUICKSTART, 8, 2, 21)
+    blocks = EpisodeStore.create(tmp_path / "b", TASKS.tasks, 8, 2, 21)
     with blocks.writer() as writer:
         for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
             writer.write(**{key: value[part] for key, value in data.items()})
@@ -138,7 +138,7 @@ def bad(change: str) -> tuple[dict[str, np.ndarray], str]:
 
 @pytest.mark.parametrize("change", FAULTS)
 def test_bad_episodes_are_refused_with_their_place(tmp_path: Path, change: str) -> None:
-    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21)
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21)
     store.append(**episodes())
     data, message = bad(change)
     with pytest.raises(DataError, match=f"recording.*{message}"):
@@ -149,7 +149,7 @@ def test_bad_episodes_are_refused_with_their_place(tmp_path: Path, change: str) 
 
 
 def test_errors_count_episodes_over_the_blocks(tmp_path: Path) -> None:
-    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21)
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21)
     data = bad("reward")[0]
     with pytest.raises(DataError, match="episode 9, step 20, key 'reward'"), store.writer() as writer:
         writer.write(**episodes())
@@ -159,7 +159,7 @@ def test_errors_count_episodes_over_the_blocks(tmp_path: Path) -> None:
 
 def test_a_refused_block_does_not_spoil_those_before(tmp_path: Path) -> None:
     """A caller may catch the error of one block and go on: nothing of that block was written."""
-    store = EpisodeStore.create(tmp_path / "s", QUICKSTART, 8, 2, 21)
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21)
     with store.writer() as writer:
         writer.write(**episodes())
         with pytest.raises(DataError):

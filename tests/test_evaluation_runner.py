@@ -63,9 +63,9 @@ def test_settings_are_checked(agent: Agent) -> None:
     with pytest.raises(UserError, match="eval_episodes must be at least 1, not 0"):
         EvaluationSettings(episodes=0)
     with pytest.raises(UserError, match=r"tasks=\[\]"):
-        EvaluationSettings(tasks=())
+        EvaluationSettings(tasks=()).tasks_of(DUO)
     with pytest.raises(UserError, match="twice"):
-        EvaluationSettings(tasks=(TASKS[0], TASKS[0]))
+        EvaluationSettings(tasks=(TASKS[0], TASKS[0])).tasks_of(DUO)
     assert EvaluationSettings(episodes=3).decisions_of(DUO) == 3000
     assert EvaluationSettings(episodes=3, tasks=TASKS[1:]).decisions_of(DUO) == 1500
     with pytest.raises(UserError, match="'walker-walk' is not in task set 'duo'"):

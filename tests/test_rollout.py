@@ -147,7 +147,7 @@ def test_collected_episodes_replay_in_the_environment() -> None:
     store = EpisodeStore.open(store_path())
     assert (len(store), len(store.shards), store.shards[0].source) == (4, 1, "tests")
     assert sorted(store.task_ids.tolist()) == [0, 0, 1, 1]
-    seeds = {(t, n): episode_seed(1, t, n) for n in range(2) for t in TASKS}
+    seeds = {(t, n): episode_seed(1, f"collect {t}", n) for n in range(2) for t in TASKS}
     found: list[tuple[str, int]] = []
     for index in range(4):
         episode = store.episode(index)

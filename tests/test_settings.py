@@ -261,6 +261,6 @@ def test_a_random_teacher_has_the_size_named() -> None:
     config = composed("train", "task=quickstart", "teacher=5M", "teacher.random_weights=true", "teacher.mlp_dim=48")
     teacher = teacher_of(config, task_set("quickstart"), torch.device("cpu"))
     assert teacher is not None
-    assert (teacher.dims.latent_dim, teacher.dims.mlp_dim, teacher.dims.num_tasks) == (512, 48, 4)
+    assert (teacher.dims.latent_dim, teacher.dims.mlp_dim, teacher.dims.num_tasks) == (512, 48, 3)
     rewards = teacher.rewards(torch.rand(8, 8), torch.rand(8, 2), torch.zeros(8, dtype=torch.int64))
     assert rewards.shape == (8, 1) and rewards.std() > 0

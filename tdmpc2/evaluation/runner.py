@@ -52,16 +52,10 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise UserError(f"eval_episodes must be at least 1, not {self.episodes}.")
-        if self.tasks is not None and not self.tasks:
-            raise UserError("tasks=[] names no task; leave it out to evaluate all.")
-        if self.tasks is not None and len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"tasks names a task twice: {', '.join(self.tasks)}.")
 
     def tasks_of(self, task_set: TaskSet) -> tuple[str, ...]:
-        """The tasks to evaluate; a UserError names one that the set does not have."""
-        for task in self.tasks or ():
-            task_set.index(task)
-        return self.tasks or task_set.tasks
+        """The tasks to evaluate, checked (see `TaskSet.chosen`)."""
+        return task_set.chosen(self.tasks)
 
     def decisions_of(self, task_set: TaskSet) -> int:
         """How many decisions all episodes take together, for a progress display."""
