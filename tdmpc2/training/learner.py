@@ -140,7 +140,8 @@ class Learner:
     def _step(self, optimiser: torch.optim.Optimizer, params: list[nn.Parameter], loss: Tensor) -> Tensor:
         """One clipped step of these parameters alone; returns the gradient norm before clipping."""
         for param, gradient in zip(params, torch.autograd.grad(loss, params), strict=True):
-            param.grad = gradient
+            # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
+            param.grad = gradient.contiguous()
         norm = nn.utils.clip_grad_norm_(params, self.settings.grad_clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
