@@ -90,6 +90,11 @@ def prepare_data(folder: Path, teacher: Agent, seed: int) -> EpisodeStore:
     return store
 
 
+def prior_evaluation(plan: Plan) -> EvaluationSettings:
+    """Of the learning curves: the prior alone, greedily, cheap enough to look often. The final scores are planned."""
+    return EvaluationSettings(episodes=2, seed=plan.seed + 1, mpc=False, greedy=True, num_workers=0)
+
+
 def train_student(
     name: str, folder: Path, data: Path, tasks: TaskSet, plan: Plan, device: torch.device, teacher: RewardTeacher | None
 ) -> tuple[Path, list[tuple[int, float]], float]:
@@ -109,8 +114,7 @@ def train_student(
         log_freq=max(1, plan.steps // 20),
         eval_freq=max(1, plan.steps // 8),
         state_freq=max(1, plan.steps // 4),
-        # The prior alone, greedily: cheap enough to look often. The final scores are planned.
-        evaluation=EvaluationSettings(episodes=2, seed=plan.seed + 1, mpc=False, greedy=True, num_workers=0),
+        evaluation=prior_evaluation(plan),
         planner=PLANNER,
         logging=LoggingSettings(),
         config={"made_by": "scripts/quickstart.py", "student": name, **asdict(plan), "d_coef": weights.d_coef},
@@ -148,6 +152,7 @@ def write_report(
     results: Mapping[str, EvaluationResult],
     facts: Mapping[str, Sequence[str]],
     curves: Mapping[str, list[tuple[int, float]]],
+    teacher_prior: float,
     minutes: float,
 ) -> str:
     """Writes the plots, report.md and report.json; returns the table that is printed too."""
@@ -157,7 +162,7 @@ def write_report(
         folder / "learning_curve.png",
         "Normalised score of the policy prior while training",
         "normalised score (0 to 100)",
-        hlines=None,
+        hlines={"teacher": teacher_prior},
     )
     bars = {
         label: (s.value, s.interval.low if s.interval else None, s.interval.high if s.interval else None)
@@ -243,6 +248,8 @@ def main() -> None:
     print(f"teacher: {TEACHER.name}, {read_checkpoint(TEACHER).describe()}; device {device}")
     data = prepare_data(a.data, teacher, plan.seed).path
 
+    teacher_prior = evaluate(teacher, prior_evaluation(plan), label="teacher prior").score().value
+
     runs = a.out / "runs"
     shutil.rmtree(runs, ignore_errors=True)  # of an earlier quickstart
     frozen = load_teacher(TEACHER, tasks, device=device)
@@ -270,7 +277,7 @@ def main() -> None:
     minutes = (time.perf_counter() - started) / 60
     curves = {"scratch": scratch_curve, "distilled": distilled_curve}
     print()
-    print(write_report(a.out, plan, device, results, facts, curves, minutes))
+    print(write_report(a.out, plan, device, results, facts, curves, teacher_prior, minutes))
     print(f"\n{minutes:.1f} minutes; report, plots and JSON in {a.out}/")
 
 
