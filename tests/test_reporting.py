@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -35,16 +36,21 @@ def names(folder: Path) -> list[str]:
 # Files written whole or not at all
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files_only() -> Iterator[None]:
-    """No file of this process may grow beyond 4 KB: a real failed write, as on a full disk."""
+    """No file of this process may grow beyond 4 KB: a real failed write, as on a full disk.
+
+    Not a fixture, which would still hold when pytest reports the test, perhaps into a longer file.
+    """
     resource = pytest.importorskip("resource", reason="file size limits need a POSIX system")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_atomic_write_replaces_the_whole(tmp_path: Path) -> None:
@@ -79,21 +85,24 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(UserError, match=r"cannot write .*file: .* choose another folder"):
+    with small_files_only(), pytest.raises(UserError, match=r"cannot write .*file: .* choose another folder"):
         atomic_write_bytes(path, b"x" * 10_000)
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
     assert "disk is full" in str(write_error(path, OSError(errno.ENOSPC, "No space left on device")))
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_full_disk_hidden_by_torch_is_found(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    with pytest.raises(UserError, match="cannot write"), atomic_file(tmp_path / "m.pt") as file:
-        torch.save(torch.zeros(100_000), file)  # torch reports it as a RuntimeError of its own
+    tensor = torch.zeros(100_000)
+    with (
+        small_files_only(),
+        pytest.raises(UserError, match="cannot write"),
+        atomic_file(tmp_path / "m.pt") as file,
+    ):
+        torch.save(tensor, file)  # torch reports it as a RuntimeError of its own
     assert names(tmp_path) == []
 
 
@@ -203,9 +212,9 @@ def test_reserved_names_are_refused(tmp_path: Path) -> None:
         logger.log(1, {"step": 1.0})
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_full_disk_while_logging(tmp_path: Path) -> None:
     with (
+        small_files_only(),
         MetricLogger(tmp_path, QUIET, 100) as logger,
         pytest.raises(UserError, match=r"metrics\.(jsonl|csv)"),
     ):
