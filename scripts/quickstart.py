@@ -1,4 +1,4 @@
-"""The whole path on a small embedded problem: `make quickstart` (about 15 minutes on 2 cores, less with a GPU).
+"""The whole path on a small embedded problem: `make quickstart` (about 10 minutes on 2 cores).
 
 Data from the real simulator, a student from scratch and one distilled from the bundled teacher at the same budget,
 FP16, and all of them evaluated side by side. Writes results/quickstart/ (report.md, report.json, two plots).
