@@ -8,19 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from tdmpc2.agent import Agent, load_agent, resolve_device
+from tdmpc2.agent import load_agent, resolve_device
 from tdmpc2.checkpointing import checkpoint_metadata, load_model, save_checkpoint
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
-from tdmpc2.evaluation.results import EvaluationResult, score_text
-from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
+from tdmpc2.evaluation.results import score_text
+from tdmpc2.evaluation.runner import evaluate_to_files
 from tdmpc2.quantisation import quantise, without_target
-from tdmpc2.reporting.progress import Progress
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required, result_name
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
@@ -73,7 +71,9 @@ def main(config: DictConfig) -> None:
         "after": (load_agent(deployed, tasks, device, planner, precision=precision), precision),
     }
     before, after = (
-        _evaluated(label, agent, settings, {**plain(config), "precision": arithmetic}, output)
+        evaluate_to_files(
+            agent, settings, label=label, configuration={**plain(config), "precision": arithmetic}, folder=output
+        )
         for label, (agent, arithmetic) in agents.items()
     )
     print(comparison_text(compare(before, after)))
@@ -86,16 +86,6 @@ def main(config: DictConfig) -> None:
         if len(sizes) == 3:
             save_checkpoint(full, quantised.tensors, scored)
     print(f"results in {output}/")
-
-
-def _evaluated(
-    label: str, agent: Agent, settings: EvaluationSettings, configuration: dict[str, Any], output: Path
-) -> EvaluationResult:
-    with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as progress:
-        result = evaluate(agent, settings, label=label, configuration=configuration, on_decisions=progress.update)
-    result.save_json(output / f"{label}.json")
-    result.save_csv(output / f"{label}.csv")
-    return result
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from tdmpc2.envs import EnvPool
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
-from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate
+from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate, evaluate_to_files
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import model_dims
@@ -133,16 +133,6 @@ def cast_to_half(checkpoint: Path, target: Path) -> int:
     quantised = quantise(without_target(model.state_dict()), "fp16")
     metadata = replace(checkpoint_metadata(source, tasks), scheme="fp16", normalised_score=None)
     return save_checkpoint(target, quantised.tensors, metadata)
-
-
-def evaluate_one(label: str, agent: Agent, settings: EvaluationSettings, folder: Path) -> EvaluationResult:
-    with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as bar:
-        result = evaluate(
-            agent, settings, label=label, configuration={"planner": asdict(PLANNER)}, on_decisions=bar.update
-        )
-    result.save_json(folder / f"{label}.json")
-    result.save_csv(folder / f"{label}.csv")
-    return result
 
 
 def write_report(
@@ -256,8 +246,8 @@ def main() -> None:
     scratch, scratch_curve, _ = train_student("scratch", runs, data, tasks, plan, device, None)
     distilled, distilled_curve, rate = train_student("distilled", runs, data, tasks, plan, device, frozen)
     half = a.out / "student-fp16.safetensors"
-    cast_to_half(distilled, half)
-    print(f"\n{rate:.1f} distillation updates a second; FP16 student: {half.stat().st_size / 2**20:.2f} MiB\n")
+    size = cast_to_half(distilled, half)
+    print(f"\n{rate:.1f} distillation updates a second; FP16 student: {size / 2**20:.2f} MiB\n")
 
     half_precision = "float16" if device.type == "cuda" else "float32"
     agents: dict[str, tuple[Path, Callable[[], Agent]]] = {
@@ -271,7 +261,9 @@ def main() -> None:
     }
     results, facts = {}, {}
     for label, (path, agent) in agents.items():
-        results[label] = evaluate_one(label, agent(), final, a.out)
+        results[label] = evaluate_to_files(
+            agent(), final, label=label, configuration={"planner": asdict(PLANNER)}, folder=a.out
+        )
         count = sum(t.numel() for n, t in read_checkpoint(path).tensors.items() if not n.startswith("target"))
         facts[label] = [f"{count:,}", f"{path.stat().st_size / 2**20:.2f}"]
     minutes = (time.perf_counter() - started) / 60

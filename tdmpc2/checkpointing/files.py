@@ -135,17 +135,19 @@ def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
     checkpoint = Checkpoint(path, tensors, metadata.dims, "+".join(kinds), metadata, None)
     _check_shapes(checkpoint, shapes)
-    missing = (set(parts) if parts is not None else set()) - checkpoint.parts
-    if missing:
-        raise CheckpointError(f"{path}: has no weights for {', '.join(sorted(missing))}.")
+    _require(checkpoint, () if parts is None else parts)
     return checkpoint
+
+
+def _require(checkpoint: Checkpoint, parts: Iterable[Part]) -> None:
+    missing = set(parts) - checkpoint.parts
+    if missing:
+        raise CheckpointError(f"{checkpoint.path}: has no weights for {', '.join(sorted(missing))}.")
 
 
 def _only(checkpoint: Checkpoint, parts: Iterable[Part]) -> Checkpoint:
     wanted = set(parts)
-    missing = wanted - checkpoint.parts
-    if missing:
-        raise CheckpointError(f"{checkpoint.path}: has no weights for {', '.join(sorted(missing))}.")
+    _require(checkpoint, wanted)
     kept = {n: t for n, t in checkpoint.tensors.items() if n == "task_embedding" or n.split(".")[0] in wanted}
     return replace(checkpoint, tensors=kept)
 

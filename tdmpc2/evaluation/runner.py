@@ -18,6 +18,7 @@ from tdmpc2.agent import Agent
 from tdmpc2.envs import EnvPool, episode_seed
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
+from tdmpc2.reporting.progress import Progress
 from tdmpc2.rollout import AgentController, Job, run_episodes
 from tdmpc2.tasks import TaskSet
 
@@ -137,6 +138,17 @@ def evaluate(
 def _device_name(device: torch.device) -> str:
     """What a results file calls a device: a GPU by its model, since `cuda:0` says nothing to a reader."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def evaluate_to_files(
+    agent: Agent, settings: EvaluationSettings, *, label: str, configuration: Mapping[str, Any], folder: Path
+) -> EvaluationResult:
+    """`evaluate` with a progress line; writes <label>.json and <label>.csv into `folder`."""
+    with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as progress:
+        result = evaluate(agent, settings, label=label, configuration=configuration, on_decisions=progress.update)
+    result.save_json(folder / f"{label}.json")
+    result.save_csv(folder / f"{label}.csv")
+    return result
 
 
 class _Films:

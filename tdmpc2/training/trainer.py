@@ -154,8 +154,8 @@ def new_student(settings: TrainSettings) -> WorldModel:
         CheckpointError: when the file holds a model of other dimensions or tasks.
     """
     masks = settings.task_set.action_masks() if settings.task_set.multitask else None
+    model = WorldModel(settings.dims, masks)
     if settings.checkpoint is None:
-        model = WorldModel(settings.dims, masks)
         model.init_weights(torch.Generator().manual_seed(settings.seed))
         return model.to(settings.device)
     source = read_checkpoint(settings.checkpoint)
@@ -174,13 +174,11 @@ def new_student(settings: TrainSettings) -> WorldModel:
             f"{shaped.differences(settings.dims)}. Set model_size (and the keys named) to the file's."
         )
     loaded = build_model(replace(source, dims=shaped), settings.task_set)
-    if loaded.has_target_q:
-        return loaded.to(settings.device)
-    model = WorldModel(settings.dims, masks)
-    model.init_weights(torch.Generator().manual_seed(settings.seed))
-    model.load_state_dict(loaded.state_dict(), strict=False)
-    model.target_q_heads.load_state_dict(loaded.q_heads.state_dict(), strict=True)
-    print(f"{source.path} has no target Q: it starts equal to Q.")
+    weights = loaded.state_dict()
+    if not loaded.has_target_q:
+        weights |= {f"target_q_heads.{name}": tensor for name, tensor in loaded.q_heads.state_dict().items()}
+        print(f"{source.path} has no target Q: it starts equal to Q.")
+    model.load_state_dict(weights)
     return model.to(settings.device)
 
 
