@@ -1,12 +1,14 @@
 """The losses of an update, as plain functions of a model and a batch (TD-MPC2, section 3.1; method: update).
 
 Axes: H horizon, B batch, E heads, Z latent, O observation, A action. A batch holds obs [H+1, B, O],
-action [H, B, A], reward [H, B, 1] and task [B]. All randomness but dropout's is given from outside, as
-`UpdateNoise`.
+action [H, B, A], reward [H, B, 1] and task [B]. All randomness, dropout's too, is given from outside, as
+`UpdateNoise`: an update is a plain function that gives the same numbers run eagerly, compiled, captured as a
+graph, or shared out over several processes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +47,16 @@ class UpdateNoise:
         target_heads: int64 [2], the target Q heads whose minimum is taken.
         policy_action: normal [H+1, B, A], of the policy update's actions.
         policy_heads: int64 [2], the Q heads whose mean the policy maximises.
+        value_dropout: factors [E, H, B, M] on Q's first hidden layer in the value loss; None without dropout.
+        policy_dropout: factors [2, H+1, B, M] on that of the policy's two heads; None without dropout.
     """
 
     target_action: Tensor
     target_heads: Tensor
     policy_action: Tensor
     policy_heads: Tensor
+    value_dropout: Tensor | None = None
+    policy_dropout: Tensor | None = None
 
     @staticmethod
     def draw(dims: ModelDims, horizon: int, batch_size: int, generator: torch.Generator) -> UpdateNoise:
@@ -63,7 +69,40 @@ class UpdateNoise:
         def heads() -> Tensor:
             return torch.rand(dims.num_q, generator=generator, device=device).topk(2).indices
 
-        return UpdateNoise(normal(horizon), heads(), normal(horizon + 1), heads())
+        def factors(stack: int, steps: int) -> Tensor | None:
+            return dropout_factors((stack, steps, batch_size, dims.mlp_dim), dims.dropout, generator)
+
+        return UpdateNoise(
+            normal(horizon), heads(), normal(horizon + 1), heads(), factors(dims.num_q, horizon), factors(2, horizon + 1)
+        )
+
+    def share(self, part: slice) -> UpdateNoise:
+        """That of some slices of the batch, for a process that updates on those alone."""
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[..., part, :].contiguous()
+
+        target, policy = self.target_action[:, part].contiguous(), self.policy_action[:, part].contiguous()
+        dropped = cut(self.value_dropout), cut(self.policy_dropout)
+        return UpdateNoise(target, self.target_heads, policy, self.policy_heads, *dropped)
+
+
+def dropout_factors(shape: tuple[int, ...], rate: float, generator: torch.Generator) -> Tensor | None:
+    """Factors of inverted dropout, each 0 with probability `rate` and else 1 / (1 - rate); None for a rate of 0.
+
+    Only what is dropped is drawn: the gaps between dropped units are geometric. At a rate of 1% that takes
+    a hundredth of the random numbers.
+    """
+    if rate == 0:
+        return None
+    count = math.prod(shape)
+    # Eight standard deviations beyond the expected number: the gaps end early once in 10^15 updates.
+    draws = int(count * rate + 8 * math.sqrt(count * rate)) + 32
+    uniform = torch.rand(draws, dtype=torch.float64, generator=generator, device=generator.device)
+    gaps = torch.log1p(-uniform).div_(math.log1p(-rate)).floor_().add_(1)
+    dropped = gaps.cumsum(0).sub_(1).clamp_(max=count).long()
+    factors = torch.full((count + 1,), 1 / (1 - rate), device=generator.device)  # the last one takes the overhang
+    return factors.index_fill_(0, dropped, 0.0)[:count].view(shape)
 
 
 @dataclass(frozen=True)
@@ -98,7 +137,7 @@ def td_targets(
     """
     _, _, action = model.policy(next_z, task, noise.target_action)
     assert action is not None
-    logits = model.q_values(next_z, action, task, target=True)[noise.target_heads]
+    logits = model.q_values(next_z, action, task, target=True, heads=_some(model, noise.target_heads))
     return reward + discount * model.decode(logits).amin(0)
 
 
@@ -140,7 +179,7 @@ def world_model_losses(
     reward_ce = two_hot_cross_entropy(reward_logits, reward, dims.vmin, dims.vmax)
     reward_loss = (decay * reward_ce.mean(dim=(1, 2))).mean()
 
-    q_logits = model.q_values(states[:-1], action, task)  # [E, H, B, bins]
+    q_logits = model.q_values(states[:-1], action, task, dropout=noise.value_dropout)  # [E, H, B, bins]
     value_ce = two_hot_cross_entropy(q_logits, targets.expand(q_logits.shape[0], -1, -1, -1), dims.vmin, dims.vmax)
     value_loss = (decay * value_ce.mean(dim=(0, 2, 3))).mean()
 
@@ -156,35 +195,47 @@ def world_model_losses(
 
 
 @dataclass(frozen=True)
-class PolicyLosses:
-    """Scalars: the policy's loss, its mean entropy, and the running scale [1] that divided Q."""
+class PolicyTerms:
+    """What the policy's loss is made of, before the running scale is known.
 
-    loss: Tensor
-    entropy: Tensor
-    scale: Tensor
-
-
-def policy_loss(
-    model: WorldModel,
-    latents: Tensor,
-    task: Tensor | None,
-    scale: RunningScale,
-    weights: LossWeights,
-    noise: UpdateNoise,
-) -> PolicyLosses:
-    """Step 6: minus Q over the running scale, minus the scaled entropy, weighted rho^t over the H+1 latents.
-
-    The running scale takes in the first step's Q before it divides. The caller takes gradients with respect to
-    the policy's parameters alone, so none is left on Q or on the task embedding.
+    Attributes:
+        value: scalar, Q weighted rho^t over the H+1 latents.
+        scaled_entropy: scalar, weighted likewise.
+        entropy: scalar, the mean entropy, for the log.
+        first_q: [B, 1] of the first step, which moves the running scale.
     """
+
+    value: Tensor
+    scaled_entropy: Tensor
+    entropy: Tensor
+    first_q: Tensor
+
+    def loss(self, scale: Tensor, entropy_coef: float) -> Tensor:
+        """Minus Q over the running scale, minus the weighted entropy (TD-MPC2, section 3.1)."""
+        return -(self.value / scale.squeeze() + entropy_coef * self.scaled_entropy)
+
+
+def policy_terms(
+    model: WorldModel, latents: Tensor, task: Tensor | None, rho: float, noise: UpdateNoise
+) -> PolicyTerms:
+    """Step 6 on the detached rollout `latents` [H+1, B, Z]. Gradients reach the policy head alone."""
     sample = model.sample_policy(latents, task, noise.policy_action)
-    logits = model.q_values(latents, sample.action, task)[noise.policy_heads]
+    logits = model.q_values(
+        latents,
+        sample.action,
+        task,
+        heads=_some(model, noise.policy_heads),
+        dropout=noise.policy_dropout,
+        frozen=True,
+    )
     q = model.decode(logits).mean(0)  # [H+1, B, 1]
-    scale.update(q[0].detach())
-    objective = q / scale.value + weights.entropy_coef * sample.scaled_entropy
-    decay = _decay(weights.rho, latents.shape[0], latents)
-    loss = -(decay * objective.mean(dim=(1, 2))).mean()
-    return PolicyLosses(loss, -sample.log_prob.detach().mean(), scale.value.detach().clone())
+    decay = _decay(rho, latents.shape[0], latents)
+    return PolicyTerms(
+        value=(decay * q.mean(dim=(1, 2))).mean(),
+        scaled_entropy=(decay * sample.scaled_entropy.mean(dim=(1, 2))).mean(),
+        entropy=-sample.log_prob.detach().mean(),
+        first_q=q[0].detach(),
+    )
 
 
 class RunningScale:
@@ -211,6 +262,11 @@ def _percentile(ordered: Tensor, share: float) -> Tensor:
     below = int(position)
     above = min(below + 1, ordered.numel() - 1)
     return torch.lerp(ordered[below], ordered[above], position - below)
+
+
+def _some(model: WorldModel, heads: Tensor) -> Tensor | None:
+    """Two heads of two are all of them, and their order does not matter: no weights need to be picked."""
+    return heads if model.dims.num_q > 2 else None
 
 
 def _decay(rho: float, steps: int, like: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -23,21 +24,26 @@ class Batch:
     """float32 [H,B,1]."""
     task: torch.Tensor
     """int64 [B]: positions in the task set."""
+    teacher_reward: torch.Tensor | None = None
+    """float32 [B,1]: the frozen teacher's rewards for (obs[0], action[0]); None to train without a teacher."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`; with `non_blocking`, pinned memory is copied while the caller goes on."""
-        return Batch(
-            obs=self.obs.to(device, non_blocking=non_blocking),
-            action=self.action.to(device, non_blocking=non_blocking),
-            reward=self.reward.to(device, non_blocking=non_blocking),
-            task=self.task.to(device, non_blocking=non_blocking),
-        )
+        return self._each(lambda values: values.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which a CUDA device copies without the CPU waiting."""
-        return Batch(
-            obs=self.obs.pin_memory(),
-            action=self.action.pin_memory(),
-            reward=self.reward.pin_memory(),
-            task=self.task.pin_memory(),
-        )
+        return self._each(torch.Tensor.pin_memory)
+
+    def clone(self) -> Batch:
+        """A copy in memory of its own."""
+        return self._each(torch.Tensor.clone)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those that it holds, in the order of the fields."""
+        held = (getattr(self, field.name) for field in fields(self))
+        return [values for values in held if values is not None]
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        held = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return Batch(**{name: None if values is None else change(values) for name, values in held})

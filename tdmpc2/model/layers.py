@@ -69,14 +69,12 @@ class Layer(nn.Module):
         activation: Activation,
         *,
         heads: int | None = None,
-        dropout: float = 0.0,
         simnorm_dim: int = 8,
     ) -> None:
         super().__init__()
         lead = () if heads is None else (heads,)
         self.out_dim = out_dim
         self.activation: Activation = activation
-        self.dropout = dropout
         self.simnorm_dim = simnorm_dim
         self.weight = nn.Parameter(torch.empty(*lead, out_dim, in_dim))
         self.bias = nn.Parameter(torch.empty(*lead, out_dim))
@@ -87,22 +85,47 @@ class Layer(nn.Module):
             self.norm_weight = nn.Parameter(torch.empty(*lead, out_dim))
             self.norm_bias = nn.Parameter(torch.empty(*lead, out_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        stacked = self.weight.dim() == 3
+    def forward(
+        self, x: Tensor, *, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
+    ) -> Tensor:
+        """[..., in] -> [..., out].
+
+        Args:
+            x: the input.
+            heads: int64 [K], use these heads of a stack only.
+            dropout: factors [..., out] on the linear output, 0 where a unit is dropped.
+            frozen: hold the weights constant: gradients reach the input alone.
+        """
+        weight, bias, norm_weight, norm_bias = (
+            self._used(parameter, heads, frozen)
+            for parameter in (self.weight, self.bias, self.norm_weight, self.norm_bias)
+        )
+        assert weight is not None and bias is not None
+        stacked = weight.dim() == 3
         if stacked:
-            y = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+            y = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
         else:
-            y = F.linear(x, self.weight, self.bias)
+            y = F.linear(x, weight, bias)
+        y = y.to(weight.dtype)  # under autocast the product alone is in bfloat16
         if self.activation == "none":
             return y
-        if self.dropout:
-            y = F.dropout(y, self.dropout, self.training)
+        if dropout is not None:
+            y = y * dropout
         if stacked:
+            assert norm_weight is not None and norm_bias is not None
             y = F.layer_norm(y, (self.out_dim,))
-            y = torch.addcmul(self.norm_bias.unsqueeze(1), y, self.norm_weight.unsqueeze(1))
+            y = torch.addcmul(norm_bias.unsqueeze(1), y, norm_weight.unsqueeze(1))
         else:
-            y = F.layer_norm(y, (self.out_dim,), self.norm_weight, self.norm_bias)
+            y = F.layer_norm(y, (self.out_dim,), norm_weight, norm_bias)
         return mish(y) if self.activation == "mish" else simnorm(y, self.simnorm_dim)
+
+    @staticmethod
+    def _used(parameter: Tensor | None, heads: Tensor | None, frozen: bool) -> Tensor | None:
+        if parameter is None:
+            return None
+        if frozen:
+            parameter = parameter.detach()
+        return parameter if heads is None else parameter[heads]
 
 
 class Mlp(nn.Module):
@@ -119,7 +142,6 @@ class Mlp(nn.Module):
         output: Activation,
         *,
         heads: int | None = None,
-        dropout: float = 0.0,
         simnorm_dim: int = 8,
     ) -> None:
         super().__init__()
@@ -131,21 +153,25 @@ class Mlp(nn.Module):
                 widths[i + 1],
                 "mish" if i < len(hidden) else output,
                 heads=heads,
-                dropout=dropout if i == 0 else 0.0,
                 simnorm_dim=simnorm_dim,
             )
             for i in range(len(widths) - 1)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, *, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
+    ) -> Tensor:
+        """As `Layer.forward`; `heads` and `dropout` are for stacks, and dropout [K, ..., hidden] for the first layer."""
         if self.heads is None:
             for layer in self.layers:
-                x = layer(x)
+                x = layer(x, frozen=frozen)
             return x
         lead = x.shape[:-1]
-        x = x.reshape(1, -1, x.shape[-1]).expand(self.heads, -1, -1)
-        for layer in self.layers:
-            x = layer(x)
+        used = self.heads if heads is None else heads.shape[0]
+        x = x.reshape(1, -1, x.shape[-1]).expand(used, -1, -1)
+        for i, layer in enumerate(self.layers):
+            factors = None if dropout is None or i > 0 else dropout.flatten(1, -2)
+            x = layer(x, heads=heads, dropout=factors, frozen=frozen)
         return x.unflatten(1, lead) if len(lead) != 1 else x
 
     def init_weights(self, generator: torch.Generator | None, *, zero_output: bool = False) -> None:

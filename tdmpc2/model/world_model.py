@@ -146,9 +146,13 @@ class WorldModel(nn.Module):
     def _mask(self, task: Tensor | None) -> Tensor | None:
         return None if self.action_masks is None or task is None else self.action_masks[task]
 
-    def _join(self, x: Tensor, task: Tensor | None, action: Tensor | None = None) -> Tensor:
+    def _join(
+        self, x: Tensor, task: Tensor | None, action: Tensor | None = None, *, frozen: bool = False
+    ) -> Tensor:
         # [x, embedding, action] is the order of the released weights.
         embedding = self.embed_task(task)
+        if embedding is not None and frozen:
+            embedding = embedding.detach()
         pieces = [x]
         if embedding is not None:
             pieces.append(embedding.to(x.dtype).expand(*x.shape[:-1], -1))
@@ -170,14 +174,33 @@ class WorldModel(nn.Module):
         """Reward logits [..., bins] of actions [..., A] in latents [..., Z]."""
         return self._part("reward_head")(self._join(z, task, action))
 
-    def q_values(self, z: Tensor, action: Tensor, task: Tensor | None, target: bool = False) -> Tensor:
-        """Value logits [E, ..., bins] of every head; `target` asks the target ensemble, without dropout.
+    def q_values(
+        self,
+        z: Tensor,
+        action: Tensor,
+        task: Tensor | None,
+        target: bool = False,
+        *,
+        heads: Tensor | None = None,
+        dropout: Tensor | None = None,
+        frozen: bool = False,
+    ) -> Tensor:
+        """Value logits [E, ..., bins] of every head.
+
+        Args:
+            z: [..., Z].
+            action: [..., A].
+            task: int64 ids or None.
+            target: ask the target ensemble.
+            heads: int64 [K], ask these heads alone: [K, ..., bins].
+            dropout: factors [E or K, ..., hidden] on the first layer (see `losses.dropout_factors`).
+            frozen: hold weights and task embedding constant: gradients reach latents and actions alone.
 
         Raises:
             UserError: if target Q is asked of a model that was loaded without its weights.
         """
-        heads = self._part("target_q_heads" if target else "q_heads")
-        return heads(self._join(z, task, action))
+        part = self._part("target_q_heads" if target else "q_heads")
+        return part(self._join(z, task, action, frozen=frozen), heads=heads, dropout=dropout, frozen=frozen)
 
     def policy(
         self, z: Tensor, task: Tensor | None, noise: Tensor | None = None
@@ -192,12 +215,12 @@ class WorldModel(nn.Module):
         return torch.tanh(mean), log_std, action
 
     def sample_policy(self, z: Tensor, task: Tensor | None, noise: Tensor) -> PolicySample:
-        """As `policy`, with the densities that the policy loss needs.
+        """As `policy`, with the densities that the policy loss needs; the task embedding gets no gradient.
 
         The Gaussian part sums over all A dimensions, unused ones included, as current TD-MPC2 does; the paper's
         older program counted the constant once. With an entropy coefficient of 1e-4 the two do the same.
         """
-        mean, log_std, masked_noise = self._policy_gaussian(z, task, noise)
+        mean, log_std, masked_noise = self._policy_gaussian(z, task, noise, frozen=True)
         assert masked_noise is not None
         action = torch.tanh(mean + masked_noise * log_std.exp())
         gaussian = (-0.5 * masked_noise.square() - log_std - _HALF_LOG_2PI).sum(-1, keepdim=True)
@@ -207,9 +230,9 @@ class WorldModel(nn.Module):
         return PolicySample(torch.tanh(mean), log_std, action, gaussian - squash, -gaussian * dims)
 
     def _policy_gaussian(
-        self, z: Tensor, task: Tensor | None, noise: Tensor | None
+        self, z: Tensor, task: Tensor | None, noise: Tensor | None, *, frozen: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        mean, raw = self._part("policy_head")(self._join(z, task)).chunk(2, dim=-1)
+        mean, raw = self._part("policy_head")(self._join(z, task, frozen=frozen)).chunk(2, dim=-1)
         low, high = self.dims.log_std_min, self.dims.log_std_max
         log_std = low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
         mask = self._mask(task)
@@ -243,6 +266,6 @@ def _build(part: Part, d: ModelDims) -> Mlp:
         case "policy_head":
             return Mlp(state, hidden, 2 * d.action_dim, "none")
         case "q_heads":
-            return Mlp(state_action, hidden, d.num_bins, "none", heads=d.num_q, dropout=d.dropout)
+            return Mlp(state_action, hidden, d.num_bins, "none", heads=d.num_q)
         case "target_q_heads":
             return Mlp(state_action, hidden, d.num_bins, "none", heads=d.num_q)

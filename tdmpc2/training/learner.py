@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
-from tdmpc2.losses import (
-    LossWeights,
-    RunningScale,
-    UpdateNoise,
-    policy_loss,
-    world_model_losses,
-)
+from tdmpc2.losses import LossWeights, RunningScale, UpdateNoise, policy_terms, world_model_losses
 from tdmpc2.model import WorldModel
+from tdmpc2.training.execution import CapturedStep, Execution
+from tdmpc2.training.peers import Peers
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Learner:
         weights: loss coefficients.
         optimiser: optimiser settings.
         seed: of the update's noise.
+        execution: how the update runs; each choice gives the same update but for rounding.
+        peers: the processes that share out every batch; default this one alone.
+
+    Raises:
+        UserError: for CUDA graphs without a CUDA device, or with several processes.
     """
 
     def __init__(
@@ -63,11 +68,17 @@ class Learner:
         weights: LossWeights,
         optimiser: OptimiserSettings,
         seed: int,
+        execution: Execution | None = None,
+        peers: Peers | None = None,
     ) -> None:
         device = next(model.parameters()).device
-        self.model = model.eval()  # dropout is on within an update only
+        self.model = model.eval()
         self.weights = weights
         self.settings = optimiser
+        self.execution = (execution or Execution()).possible(device)
+        self.peers = peers or Peers()
+        if self.execution.cudagraphs and self.peers.size > 1:
+            raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
         self.discounts = discounts.to(device)
         self.scale = RunningScale(optimiser.tau, device)
         self.noise = torch.Generator(device=device).manual_seed(seed)
@@ -85,41 +96,59 @@ class Learner:
                 {"params": rest, "lr": optimiser.lr},
             ],
             fused=True,
+            capturable=self.execution.cudagraphs,
         )
-        self.policy_optimiser = torch.optim.Adam(policy, lr=optimiser.lr, eps=1e-5, fused=True)
+        self.policy_optimiser = torch.optim.Adam(
+            policy, lr=optimiser.lr, eps=1e-5, fused=True, capturable=self.execution.cudagraphs
+        )
         self._move_target = get_ema_multi_avg_fn(1 - optimiser.tau)
+        self._world_losses = self._compiled(world_model_losses)
+        self._policy_terms = self._compiled(policy_terms)
+        self._captured: CapturedStep | None = None
 
-    def update(
-        self, batch: Batch, teacher_reward: Tensor | None, noise: UpdateNoise | None = None
-    ) -> dict[str, Tensor]:
+    def update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         """Takes one step and returns its scalars as tensors on the device: nothing here waits for it.
 
         Args:
-            batch: obs [H+1, B, O], action [H, B, A], reward [H, B, 1], task [B].
-            teacher_reward: [B, 1] for the first step of each slice, None to train from scratch.
-            noise: drawn from the learner's own generator when not given.
+            batch: obs [H+1, B, O], action [H, B, A], reward [H, B, 1], task [B], and the teacher's rewards [B, 1]
+                for the first step of each slice to distil from; this process's share of it, if there are several.
+            noise: of the whole batch; drawn from the learner's own generator when not given.
+
+        Returns:
+            Scalars of the whole batch. With CUDA graphs they hold until the next update.
 
         The published program counted the previous policy step's gradient in the clipped norm, and left the policy
         loss's gradient on the task embedding; here each loss's gradient goes to its own parameters alone.
         """
+        if not self.execution.cudagraphs or noise is not None:
+            return self._update(batch, noise)
+        if self._captured is None:
+            self._captured = CapturedStep(self._update, self.noise)
+        return self._captured(batch)
+
+    def _update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         model, w = self.model, self.weights
-        model.train()
-        horizon, batch_size = batch.action.shape[:2]
+        horizon, size = batch.action.shape[0], batch.action.shape[1] * self.peers.size
         if noise is None:
-            noise = UpdateNoise.draw(model.dims, horizon, batch_size, self.noise)
-        model.limit_task_embedding(batch.task)
+            noise = UpdateNoise.draw(model.dims, horizon, size, self.noise)
+        if self.peers.size > 1:
+            noise = noise.share(self.peers.share(size))
+        model.limit_task_embedding(self.peers.gather(batch.task))
         task = batch.task if model.dims.num_tasks else None
         discount = self.discounts[batch.task].unsqueeze(-1)
 
-        losses = world_model_losses(
-            model, batch.obs, batch.action, batch.reward, task, discount, w, noise, teacher_reward
-        )
+        with self.execution.arithmetic(self.discounts.device):
+            losses = self._world_losses(
+                model, batch.obs, batch.action, batch.reward, task, discount, w, noise, batch.teacher_reward
+            )
         grad_norm = self._step(self.world_optimiser, self._world_params, losses.total)
 
-        policy = policy_loss(model, losses.latents, task, self.scale, w, noise)
-        pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, policy.loss)
+        with self.execution.arithmetic(self.discounts.device):
+            terms = self._policy_terms(model, losses.latents, task, w.rho, noise)
+        self.scale.update(self.peers.gather(terms.first_q))
+        policy_loss = terms.loss(self.scale.value, w.entropy_coef)
+        pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, policy_loss)
         self._move_target(self._target_params, self._q_params, None)
-        model.eval()
 
         metrics = {
             "consistency_loss": losses.consistency,
@@ -127,48 +156,49 @@ class Learner:
             "value_loss": losses.value,
             "original_loss": losses.original,
             "total_loss": losses.total,
-            "grad_norm": grad_norm,
-            "pi_loss": policy.loss,
-            "pi_entropy": policy.entropy,
-            "pi_grad_norm": pi_grad_norm,
-            "pi_scale": policy.scale.squeeze(),
+            "pi_loss": policy_loss,
+            "pi_entropy": terms.entropy,
         }
-        if teacher_reward is not None:
+        if batch.teacher_reward is not None:
             metrics["distillation_loss"] = losses.distillation
-        return {name: value.detach() for name, value in metrics.items()}
+        metrics = {name: value.detach() for name, value in metrics.items()}
+        self.peers.average_(list(metrics.values()))
+        return metrics | {
+            "grad_norm": grad_norm,
+            "pi_grad_norm": pi_grad_norm,
+            "pi_scale": self.scale.value.squeeze().clone(),
+        }
+
+    def _compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        return torch.compile(function, dynamic=False) if self.execution.compile else function
 
     def _step(self, optimiser: torch.optim.Optimizer, params: list[nn.Parameter], loss: Tensor) -> Tensor:
         """One clipped step of these parameters alone; returns the gradient norm before clipping."""
-        for param, gradient in zip(params, torch.autograd.grad(loss, params), strict=True):
-            # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
-            param.grad = gradient.contiguous()
+        # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
+        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, params)]
+        self.peers.average_(gradients)
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
         norm = nn.utils.clip_grad_norm_(params, self.settings.grad_clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on: weights, optimisers, running scale, random states."""
-        state: dict[str, Any] = {
+        """Everything that the next update depends on: weights, optimisers, running scale, random state."""
+        return {
             "model": self.model.state_dict(),
             "world_optimiser": self.world_optimiser.state_dict(),
             "policy_optimiser": self.policy_optimiser.state_dict(),
             "scale": self.scale.value.clone(),
             "noise": self.noise.get_state(),
-            "torch_rng": torch.get_rng_state(),
         }
-        if self.scale.value.device.type == "cuda":
-            # Dropout draws from the device's own generator.
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.scale.value.device)
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()` of a learner of the same model."""
+        self._captured = None  # a graph works on the tensors that it was captured with
         self.model.load_state_dict(state["model"])
         self.world_optimiser.load_state_dict(state["world_optimiser"])
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.scale.value.copy_(state["scale"])
         self.noise.set_state(state["noise"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
-        if "cuda_rng" in state and self.scale.value.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.scale.value.device)

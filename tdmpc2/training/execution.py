@@ -1,0 +1,125 @@
+"""How an update runs: eagerly, compiled, or captured as a CUDA graph, and in which arithmetic."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdmpc2.data.batch import Batch
+from tdmpc2.errors import UserError
+
+PRECISIONS = ("float32", "bfloat16")
+Step = Callable[[Batch], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The choices; the same update in each, but for rounding.
+
+    Attributes:
+        compile: torch.compile the losses and their gradients.
+        cudagraphs: capture the whole update as one CUDA graph, which then starts with a single launch.
+        precision: of the matrix products: float32, or bfloat16 products with float32 weights, sums, normalisation
+            and losses (torch's autocast).
+    """
+
+    compile: bool = False
+    cudagraphs: bool = False
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision={self.precision} is unknown for training; choose {' or '.join(PRECISIONS)}.")
+
+    def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
+        """Within it, matrix products have the chosen precision."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+    def possible(self, device: torch.device) -> Execution:
+        """These choices as far as the device and its compiler allow; one line says what is not possible.
+
+        Raises:
+            UserError: for CUDA graphs on another device.
+        """
+        if self.cudagraphs and device.type != "cuda":
+            raise UserError(f"cudagraphs=true needs a CUDA device, and this run is on {device.type}: leave it out.")
+        if not self.compile:
+            return self
+        problem = compile_problem(device)
+        if problem is None:
+            return self
+        print(f"compile=true is not possible here, updates run eagerly: {problem}", file=sys.stderr)
+        return Execution(False, self.cudagraphs, self.precision)
+
+
+@functools.cache
+def compile_problem(device: torch.device) -> str | None:
+    """Why torch.compile cannot work on a device, in one line; None if it can. Compiles a small function to know."""
+    x = torch.ones(8, device=device, requires_grad=True)
+    try:
+        probe = torch.compile(lambda value: (value.exp() * 2).sum(), dynamic=False)
+        torch.autograd.grad(probe(x), x)
+    except Exception as error:  # whatever the compiler's tool chain raises: running eagerly is the answer to all
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
+
+
+class CapturedStep:
+    """An update captured as one CUDA graph: a batch is copied into its own buffers, then a single launch runs it.
+
+    The first updates run normally on a stream of their own, as a capture needs; so does any batch of another form.
+    Returned tensors are the graph's own, valid until the next update.
+
+    Args:
+        step: the update; all it reads and changes besides the batch must stay at its place in memory.
+        generator: the random numbers that it draws.
+    """
+
+    _WARM_UP = 3
+
+    def __init__(self, step: Step, generator: torch.Generator) -> None:
+        self._step = step
+        self._generator = generator
+        self._stream = torch.cuda.Stream(generator.device)
+        self._runs = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        if self._graph is None and self._runs == self._WARM_UP:
+            self._capture(batch)
+        if self._graph is None or _form(batch) != _form(self._batch):
+            self._runs += 1
+            return self._on_own_stream(batch)
+        for own, given in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            own.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._metrics
+
+    def _on_own_stream(self, batch: Batch) -> dict[str, Tensor]:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            metrics = self._step(batch)
+        current.wait_stream(self._stream)
+        return metrics
+
+    def _capture(self, batch: Batch) -> None:
+        self._batch = batch.clone()
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._generator)
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._metrics = self._step(self._batch)
+        self._graph = graph
+
+
+def _form(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(values.shape, values.dtype) for values in batch.tensors()]
