@@ -108,7 +108,7 @@ def main() -> None:
         sampler = SliceSampler(store, tasks, a.batch_size, 3, a.seed)
         with Prefetcher(sampler, device, step) as batches:
             for _ in range(a.updates):
-                metrics = learner.update(next(batches), None)
+                metrics = learner.update(next(batches))
         step += a.updates
         result = evaluate(agent, EvaluationSettings(episodes=2, mpc=False, greedy=True, num_workers=0), label="prior")
         returns = " ".join(f"{t} {sum(r) / len(r):.0f}" for t, r in result.returns().items())

@@ -38,7 +38,8 @@ from tdmpc2.losses import (
     RunningScale,
     UpdateNoise,
     WorldModelLosses,
-    policy_loss,
+    dropout_factors,
+    policy_terms,
     td_targets,
     world_model_losses,
 )
@@ -104,9 +105,10 @@ def test_losses_equal_the_independent_implementation(device: str) -> None:
     losses = small_losses(model, batch, noise, make_golden.D_COEF, g["teacher_reward"])
     for name in ("consistency", "reward", "value", "original", "distillation", "total", "latents"):
         assert_close(getattr(losses, name), g[name], name=name)
-    policy = policy_loss(model, losses.latents, batch.task, RunningScale(0.01, device), LossWeights(), noise)
-    assert_close(policy.loss, g["pi_loss"])
-    assert_close(policy.scale, g["pi_scale"])
+    scale, policy = RunningScale(0.01, device), policy_terms(model, losses.latents, batch.task, 0.5, noise)
+    scale.update(policy.first_q)
+    assert_close(policy.loss(scale.value, 1e-4), g["pi_loss"])
+    assert_close(scale.value, g["pi_scale"])
 
 
 def nudged(weights: make_golden.Arrays, direction: make_golden.Arrays, by: float) -> make_golden.Reference:
@@ -146,9 +148,11 @@ def test_gradients_equal_finite_differences_of_the_independent_implementation() 
         expected = directional(total)
         slope = sum(float((found[n].double() * torch.from_numpy(d)).sum()) for n, d in direction.items())
         assert slope == pytest.approx(expected, rel=1e-3), part
-    policy = policy_loss(model, losses.latents, batch.task, RunningScale(0.01), LossWeights(), noise)
+    policy, policy_scale = policy_terms(model, losses.latents, batch.task, 0.5, noise), RunningScale(0.01)
+    policy_scale.update(policy.first_q)
+    policy_loss = policy.loss(policy_scale.value, 1e-4)
     own = [n for n in parameters if n.startswith("policy_head")]
-    found = dict(zip(own, torch.autograd.grad(policy.loss, [parameters[n] for n in own]), strict=True))
+    found = dict(zip(own, torch.autograd.grad(policy_loss, [parameters[n] for n in own]), strict=True))
     direction = {n: rng.normal(size=weights[n].shape) * 0.1 for n in own}
 
     def loss(by: float) -> float:
@@ -216,7 +220,9 @@ def test_update_of_the_released_student_equals_the_reference(
     assert_close(model.task_embedding.grad.norm(), g["grad_norm_task_emb"])
     model.zero_grad()
 
-    metrics = Learner(model, discounts, weights, OptimiserSettings(), 0).update(batch, taught, noise)
+    metrics = Learner(model, discounts, weights, OptimiserSettings(), 0).update(
+        replace(batch, teacher_reward=taught), noise
+    )
     for name in metrics.keys() - {"pi_entropy"}:
         assert_close(metrics[name], g[name], name=name)
     state = model.state_dict()
@@ -234,7 +240,7 @@ def copied(model: WorldModel) -> dict[str, Tensor]:
 def test_one_update_changes_what_it_must() -> None:
     model, batch = small_model(dropout=0.01), golden_batch(golden())
     learner, before = learner_of(model), copied(model)
-    metrics = learner.update(batch, None)
+    metrics = learner.update(batch)
     assert set(metrics) == {
         "consistency_loss",
         "reward_loss",
@@ -251,7 +257,6 @@ def test_one_update_changes_what_it_must() -> None:
     after = model.state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in before)
     assert all(p.grad is None for p in model.parameters()), "no gradient is left behind"
-    assert not model.training
     for name, tensor in after.items():
         if name.startswith("target_q_heads."):
             expected = before[name] + 0.01 * (after[name.removeprefix("target_")] - before[name])
@@ -275,7 +280,7 @@ def test_each_step_reaches_its_own_parameters_alone() -> None:
             part["lr"] = 0.0
         model.limit_task_embedding(batch.task)
         before = copied(model)
-        learner.update(batch, None, noise)
+        learner.update(batch, noise)
         for name, tensor in model.state_dict().items():
             is_policy = name.startswith("policy_head.")
             if not name.startswith("target_q_heads."):
@@ -306,7 +311,7 @@ def test_adam_with_clipping_by_its_definition() -> None:
         gradients = torch.autograd.grad(total, trained, retain_graph=True)
         norm = np.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         mine = dict(zip(by_name, torch.autograd.grad(total, list(by_name.values())), strict=True))
-        metrics = learner.update(batch, None, noise)
+        metrics = learner.update(batch, noise)
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-6)
         assert norm > 0.5
         for name, value in own.items():
@@ -327,7 +332,7 @@ def test_embedding_rows_in_use_are_limited_before_the_step() -> None:
     before = model.task_embedding.detach().clone()
     batch = golden_batch(golden())
     batch = replace(batch, task=torch.tensor([0, 1, 0, 1, 0]))
-    learner_of(model).update(batch, None)
+    learner_of(model).update(batch)
     after = model.task_embedding.detach()
     assert float(after[0].norm()) == pytest.approx(1, abs=2e-3)
     assert torch.equal(after[2], before[2]), "a task that is not in the batch keeps its row"
@@ -338,52 +343,68 @@ def test_a_teacher_without_weight_equals_training_from_scratch() -> None:
     states, metrics = [], []
     for reward in (None, taught):
         model = small_model(dropout=0.1)
-        torch.manual_seed(0)
         learner = learner_of(model, LossWeights(d_coef=0.0), seed=4)
-        metrics.append([learner.update(batch, reward) for _ in range(3)][-1])
+        metrics.append([learner.update(replace(batch, teacher_reward=reward)) for _ in range(3)][-1])
         states.append(copied(model))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert metrics[1].keys() - metrics[0].keys() == {"distillation_loss"}
     assert float(metrics[1]["distillation_loss"]) > 0
     model = small_model(dropout=0.1)
-    torch.manual_seed(0)
-    learner_of(model, LossWeights(d_coef=0.4), seed=4).update(batch, taught)
+    learner_of(model, LossWeights(d_coef=0.4), seed=4).update(
+        replace(batch, teacher_reward=taught)
+    )
     assert relative(model.state_dict()["reward_head.layers.2.bias"], states[0]["reward_head.layers.2.bias"]) > 0
 
 
-def test_dropout_reaches_q_losses_and_not_targets() -> None:
+def test_dropout_reaches_q_losses_and_nothing_else() -> None:
     figures = golden()
     batch, noise = golden_batch(figures), golden_update_noise(figures)
-    results: dict[bool, list[WorldModelLosses]] = {}
-    for train in (True, False):
-        model = small_model(dropout=0.5).train(train)
-        results[train] = [small_losses(model, batch, noise, 0.0, None) for _ in range(2)]
-    once, again = results[True]
-    assert not torch.equal(once.value, again.value)
-    assert torch.equal(once.consistency, again.consistency)
-    assert torch.equal(once.reward, again.reward)
-    assert torch.equal(*(losses.value for losses in results[False]))
-    model = small_model(dropout=0.5).train()
+    model, generator = small_model(dropout=0.5), torch.Generator().manual_seed(0)
+    factors = UpdateNoise.draw(model.dims, *batch.action.shape[:2], generator)
+    dropping = replace(noise, value_dropout=factors.value_dropout, policy_dropout=factors.policy_dropout)
+    plain, dropped = (small_losses(model, batch, n, 0.0, None) for n in (noise, dropping))
+    assert not torch.equal(plain.value, dropped.value)
+    assert torch.equal(plain.consistency, dropped.consistency)
+    assert torch.equal(plain.reward, dropped.reward)
+    plain_q, dropped_q = (policy_terms(model, plain.latents, batch.task, 0.5, n).value for n in (noise, dropping))
+    assert not torch.equal(plain_q, dropped_q)
     next_z, discount = model.encode(batch.obs[1:], batch.task), gammas()[batch.task].unsqueeze(-1)
-    targets = [td_targets(model, next_z, batch.reward, batch.task, discount, noise) for _ in range(2)]
+    targets = [td_targets(model, next_z, batch.reward, batch.task, discount, n) for n in (noise, dropping)]
     assert torch.equal(*targets)
     assert not targets[0].requires_grad
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3])
+def test_dropout_factors_are_independent_draws(rate: float, device: str) -> None:
+    """Share of dropped units, of dropped neighbours and of dropped ends, against a Bernoulli process."""
+    generator, shape = torch.Generator(device).manual_seed(0), (2, 3, 50, 400)
+    draws = [dropout_factors(shape, rate, generator) for _ in range(20)]
+    assert all(d is not None and d.shape == shape for d in draws)
+    zero = torch.stack([d.flatten() == 0 for d in draws if d is not None]).cpu()
+    kept = torch.stack([d.flatten() for d in draws if d is not None]).cpu()[~zero]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)))
+    n = zero.numel()
+    assert float(zero.float().mean()) == pytest.approx(rate, abs=5 * (rate / n) ** 0.5)
+    both = (zero[:, 1:] & zero[:, :-1]).float().mean()
+    assert float(both) == pytest.approx(rate**2, abs=5 * (rate**2 / n) ** 0.5)
+    tail = zero[:, -4000:].float().mean()
+    assert float(tail) == pytest.approx(rate, abs=5 * (rate / 80_000) ** 0.5)
+    assert dropout_factors(shape, 0.0, generator) is None
 
 
 def test_a_learner_continues_bit_for_bit() -> None:
     batch = golden_batch(golden())
     model = small_model(dropout=0.1)
     learner = learner_of(model, seed=1)
-    learner.update(batch, None)
+    learner.update(batch)
     state = copy.deepcopy(learner.state_dict())
-    expected = [learner.update(batch, None) for _ in range(2)]
-    torch.manual_seed(99)
+    expected = [learner.update(batch) for _ in range(2)]
     other = small_model(dropout=0.1)
     randomise(other, 5)
     again = learner_of(other, seed=2)
     again.load_state_dict(state)
     for metrics in expected:
-        found = again.update(batch, None)
+        found = again.update(batch)
         assert all(torch.equal(found[name], metrics[name]) for name in metrics)
     assert all(torch.equal(a, b) for a, b in zip(copied(model).values(), copied(other).values(), strict=True))
 
@@ -392,7 +413,7 @@ def test_single_task_update() -> None:
     model = single_task_model()
     batch = Batch(torch.randn(4, 6, 8), torch.rand(3, 6, 2), torch.rand(3, 6, 1), torch.zeros(6, dtype=torch.int64))
     before = copied(model)
-    metrics = learner_of(model).update(batch, None)
+    metrics = learner_of(model).update(batch)
     assert all(value.isfinite() for value in metrics.values())
     assert all(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -401,7 +422,7 @@ def test_losses_fall_on_one_batch() -> None:
     model, batch = small_model(), golden_batch(golden())
     learner = Learner(model, gammas(), LossWeights(), OptimiserSettings(lr=3e-3), 0)
     noise = golden_update_noise(golden())
-    totals = [float(learner.update(batch, None, noise)["total_loss"]) for _ in range(40)]
+    totals = [float(learner.update(batch, noise)["total_loss"]) for _ in range(40)]
     assert totals[-1] < 0.5 * totals[0]
 
 

@@ -229,15 +229,35 @@ def test_unused_actions_are_zero_and_no_noise_means_no_sample() -> None:
     assert model.policy(z, task)[2] is None
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_dropout_only_in_training_and_never_in_targets(train: bool) -> None:
-    model = small_model(dropout=0.5).train(train)
+def test_dropout_is_what_the_caller_gives() -> None:
+    model = small_model(dropout=0.5).train()
     z, action, task = torch.rand(3, 16), torch.rand(3, 6), torch.arange(3)
-    torch.manual_seed(0)
-    once, again = (model.q_values(z, action, task) for _ in range(2))
-    assert torch.equal(once, again) is not train
-    once, again = (model.q_values(z, action, task, target=True) for _ in range(2))
-    assert torch.equal(once, again)
+    plain = model.q_values(z, action, task)
+    assert torch.equal(plain, model.q_values(z, action, task)), "nothing is drawn within the model"
+    ones = torch.ones(3, 3, model.dims.mlp_dim)
+    assert torch.equal(plain, model.q_values(z, action, task, dropout=ones))
+    ones[1, 2, 5] = 0.0
+    dropped = model.q_values(z, action, task, dropout=ones)
+    changed = (dropped != plain).any(-1)
+    assert changed[1, 2] and int(changed.sum()) == 1
+
+
+def test_some_heads_alone_and_frozen_weights() -> None:
+    model = small_model()
+    z, task = torch.rand(2, 3, 16), torch.arange(3)
+    action = torch.rand(2, 3, 6, requires_grad=True)
+    heads = torch.tensor([2, 0])
+    some = model.q_values(z, action, task, heads=heads, frozen=True)
+    torch.testing.assert_close(some, model.q_values(z, action, task)[heads])
+    some.sum().backward()
+    assert action.grad is not None and all(p.grad is None for p in model.parameters())
+
+
+def test_inputs_in_pieces_broadcast() -> None:
+    model = small_model()
+    z, task, action = torch.rand(4, 1, 16), torch.tensor([[0], [1], [2], [1]]), torch.rand(4, 7, 6)
+    for function in (model.next, model.reward, model.q_values):
+        torch.testing.assert_close(function(z, action, task), function(z.expand(-1, 7, -1), action, task.expand(-1, 7)))
 
 
 def test_single_task_model_has_no_embedding() -> None:

@@ -110,7 +110,7 @@ def test_frozen() -> None:
     student = small_model()
     learner = Learner(student, gammas(), LossWeights(d_coef=0.4), OptimiserSettings(), 0)
     for _ in range(2):
-        metrics = learner.update(batch, taught)
+        metrics = learner.update(replace(batch, teacher_reward=taught))
     assert float(metrics["total_loss"]) == pytest.approx(
         float(metrics["original_loss"]) + 0.4 * float(metrics["distillation_loss"]), rel=1e-5
     )

@@ -59,7 +59,7 @@ class _CpuMish(torch.autograd.Function):
 class Layer(nn.Module):
     """Linear -> (dropout) -> LayerNorm -> activation; activation "none" is a plain linear output.
 
-    With `heads` = E the parameters carry a leading head axis, and inputs [E, M, in] map to [E, M, out].
+    With `heads` = E the parameters carry a leading head axis, and inputs [E, ..., in] map to [E, ..., out].
     """
 
     def __init__(
@@ -86,12 +86,13 @@ class Layer(nn.Module):
             self.norm_bias = nn.Parameter(torch.empty(*lead, out_dim))
 
     def forward(
-        self, x: Tensor, *, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
+        self, *pieces: Tensor, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """[..., in] -> [..., out].
 
         Args:
-            x: the input.
+            pieces: the input, whole or in pieces along its last axis whose leading axes broadcast. Each piece's
+                product is taken once, at its own leading axes: an embedding is not multiplied anew for every step.
             heads: int64 [K], use these heads of a stack only.
             dropout: factors [..., out] on the linear output, 0 where a unit is dropped.
             frozen: hold the weights constant: gradients reach the input alone.
@@ -101,20 +102,19 @@ class Layer(nn.Module):
             for parameter in (self.weight, self.bias, self.norm_weight, self.norm_bias)
         )
         assert weight is not None and bias is not None
-        stacked = weight.dim() == 3
-        if stacked:
-            y = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-        else:
-            y = F.linear(x, weight, bias)
-        y = y.to(weight.dtype)  # under autocast the product alone is in bfloat16
+        blocks = weight.split([piece.shape[-1] for piece in pieces], dim=-1) if len(pieces) > 1 else (weight,)
+        y = _product(pieces[0], blocks[0], bias)
+        for piece, block in zip(pieces[1:], blocks[1:], strict=True):
+            y = y + _product(piece, block)
+        y = y.to(weight.dtype)  # under autocast the products alone are in bfloat16
         if self.activation == "none":
             return y
         if dropout is not None:
             y = y * dropout
-        if stacked:
+        if weight.dim() == 3:
             assert norm_weight is not None and norm_bias is not None
             y = F.layer_norm(y, (self.out_dim,))
-            y = torch.addcmul(norm_bias.unsqueeze(1), y, norm_weight.unsqueeze(1))
+            y = torch.addcmul(_per_head(norm_bias, y), y, _per_head(norm_weight, y))
         else:
             y = F.layer_norm(y, (self.out_dim,), norm_weight, norm_bias)
         return mish(y) if self.activation == "mish" else simnorm(y, self.simnorm_dim)
@@ -126,6 +126,22 @@ class Layer(nn.Module):
         if frozen:
             parameter = parameter.detach()
         return parameter if heads is None else parameter[heads]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in] times weight [out, in]; for a stack [E, out, in], x [..., in] or [E, ..., in] -> [E, ..., out]."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    lead = x.shape[:-1]
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    if bias is None:
+        return torch.bmm(rows, weight.transpose(1, 2)).view(*lead, -1)
+    return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2)).view(*lead, -1)
+
+
+def _per_head(values: Tensor, like: Tensor) -> Tensor:
+    """[E, out] -> [E, 1, ..., out] with as many axes as `like`."""
+    return values.view(values.shape[0], *(1,) * (like.dim() - 2), values.shape[1])
 
 
 class Mlp(nn.Module):
@@ -159,20 +175,17 @@ class Mlp(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, *, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
+        self, *pieces: Tensor, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """As `Layer.forward`; `heads` and `dropout` are for stacks, and dropout [K, ..., hidden] for the first layer."""
-        if self.heads is None:
-            for layer in self.layers:
-                x = layer(x, frozen=frozen)
-            return x
-        lead = x.shape[:-1]
-        used = self.heads if heads is None else heads.shape[0]
-        x = x.reshape(1, -1, x.shape[-1]).expand(used, -1, -1)
-        for i, layer in enumerate(self.layers):
-            factors = None if dropout is None or i > 0 else dropout.flatten(1, -2)
-            x = layer(x, heads=heads, dropout=factors, frozen=frozen)
-        return x.unflatten(1, lead) if len(lead) != 1 else x
+        if self.heads is not None:
+            used = self.heads if heads is None else heads.shape[0]
+            pieces = tuple(piece.expand(used, *piece.shape) for piece in pieces)
+        first, *others = self.layers
+        x = first(*pieces, heads=heads, dropout=dropout, frozen=frozen)
+        for layer in others:
+            x = layer(x, heads=heads, frozen=frozen)
+        return x
 
     def init_weights(self, generator: torch.Generator | None, *, zero_output: bool = False) -> None:
         """Linear weights normal with std 0.02, biases 0, LayerNorm the identity; output weight 0 if asked."""
