@@ -73,7 +73,12 @@ class UpdateNoise:
             return dropout_factors((stack, steps, batch_size, dims.mlp_dim), dims.dropout, generator)
 
         return UpdateNoise(
-            normal(horizon), heads(), normal(horizon + 1), heads(), factors(dims.num_q, horizon), factors(2, horizon + 1)
+            normal(horizon),
+            heads(),
+            normal(horizon + 1),
+            heads(),
+            factors(dims.num_q, horizon),
+            factors(2, horizon + 1),
         )
 
     def share(self, part: slice) -> UpdateNoise:

@@ -1,6 +1,7 @@
 """Trains or distils a student.
 
 python tdmpc2/train.py task=mt30 model_size=1 teacher=317M teacher.checkpoint=mt30-317M.pt d_coef=0.4
+torchrun --nproc_per_node=2 tdmpc2/train.py … shares every batch out over two GPUs (or, without any, two CPU processes)
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ from omegaconf import DictConfig
 
 from tdmpc2.settings.convert import teacher_of, train_settings
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
-from tdmpc2.training import train
+from tdmpc2.training import joined, train
 
 
 @hydra_entry("train")
 def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir))
-    teacher = teacher_of(config, settings.task_set, settings.device)
-    taught = "from scratch"
-    if teacher is not None:
-        loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
-        taught = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
-    print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {taught}, on {settings.device}")
-    result = train(settings, teacher)
+    with joined(settings.device) as peers:
+        teacher = teacher_of(config, settings.task_set, settings.device)
+        if peers.first:
+            taught = "from scratch"
+            if teacher is not None:
+                loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
+                taught = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
+            where = f"{settings.device}" if peers.size == 1 else f"{peers.size} processes ({settings.device.type})"
+            print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {taught}, on {where}")
+        result = train(settings, teacher, peers)
     if result.interrupted:
         raise SystemExit(130)
-    print(f"{result.step:,} updates, {result.updates_per_second:.1f} a second; {result.checkpoint}")
+    if peers.first:
+        print(f"{result.step:,} updates, {result.updates_per_second:.1f} a second; {result.checkpoint}")
 
 
 if __name__ == "__main__":

@@ -350,9 +350,7 @@ def test_a_teacher_without_weight_equals_training_from_scratch() -> None:
     assert metrics[1].keys() - metrics[0].keys() == {"distillation_loss"}
     assert float(metrics[1]["distillation_loss"]) > 0
     model = small_model(dropout=0.1)
-    learner_of(model, LossWeights(d_coef=0.4), seed=4).update(
-        replace(batch, teacher_reward=taught)
-    )
+    learner_of(model, LossWeights(d_coef=0.4), seed=4).update(replace(batch, teacher_reward=taught))
     assert relative(model.state_dict()["reward_head.layers.2.bias"], states[0]["reward_head.layers.2.bias"]) > 0
 
 

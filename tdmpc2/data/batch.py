@@ -45,5 +45,10 @@ class Batch:
         return [values for values in held if values is not None]
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        held = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return Batch(**{name: None if values is None else change(values) for name, values in held})
+        return Batch(
+            obs=change(self.obs),
+            action=change(self.action),
+            reward=change(self.reward),
+            task=change(self.task),
+            teacher_reward=None if self.teacher_reward is None else change(self.teacher_reward),
+        )

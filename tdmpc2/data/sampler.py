@@ -37,7 +37,17 @@ class SliceSampler:
     than the task set lose padding columns; narrower ones are refused.
     """
 
-    def __init__(self, store: EpisodeStore, task_set: TaskSet, batch_size: int, horizon: int, seed: int) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        task_set: TaskSet,
+        batch_size: int,
+        horizon: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         """Raises a `DataError` for a task without episodes, a store too narrow or episodes too short."""
         if batch_size < 1:
             raise DataError(f"found batch_size {batch_size}, expected at least 1.")
@@ -53,6 +63,8 @@ class SliceSampler:
         self.batch_size = batch_size
         self.horizon = horizon
         self.seed = seed
+        part = batch_size // world_size
+        self._part = slice(rank * part, (rank + 1) * part)
         self._episodes, self._tasks = _match(store, task_set)
         self._starts = store.episode_steps - horizon
         self._batches_to_announce = 0
@@ -70,6 +82,7 @@ class SliceSampler:
     def batch(self, step: int) -> Batch:
         """The batch of update step `step`, on the CPU."""
         drawn, starts = self._draw(step)
+        drawn, starts = drawn[self._part], starts[self._part]
         rows = self._gather(self._episodes[drawn], starts)
         store, tasks = self.store, self.task_set
         return Batch(

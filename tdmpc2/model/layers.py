@@ -177,7 +177,7 @@ class Mlp(nn.Module):
     def forward(
         self, *pieces: Tensor, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
     ) -> Tensor:
-        """As `Layer.forward`; `heads` and `dropout` are for stacks, and dropout [K, ..., hidden] for the first layer."""
+        """As `Layer.forward`; `heads` and `dropout` are for stacks, dropout [K, ..., hidden] for the first layer."""
         if self.heads is not None:
             used = self.heads if heads is None else heads.shape[0]
             pieces = tuple(piece.expand(used, *piece.shape) for piece in pieces)

@@ -18,7 +18,7 @@ from tdmpc2.model import ModelDims, model_dims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet, task_set
-from tdmpc2.training import OptimiserSettings, TrainSettings
+from tdmpc2.training import Execution, OptimiserSettings, TrainSettings, local_device
 
 _SIZE_KEYS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
 _OTHER_MODEL_KEYS = ("simnorm_dim", "num_bins", "vmin", "vmax", "dropout", "log_std_min", "log_std_max")
@@ -111,7 +111,8 @@ def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
         seed=config.seed,
         weights=weights if with_teacher else _without_distillation(weights),
         optimiser=_from_keys(OptimiserSettings, config),
-        device=resolve_device(config.device),
+        execution=_from_keys(Execution, config),
+        device=local_device(resolve_device(config.device)),
         teacher_name=config.teacher.name,
         checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
         resume=config.resume,

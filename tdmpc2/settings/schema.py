@@ -16,7 +16,7 @@ from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.tasks import known_tasks
-from tdmpc2.training import OptimiserSettings
+from tdmpc2.training import Execution, OptimiserSettings
 
 
 @dataclass
@@ -112,6 +112,9 @@ class TrainConfig(PlannerConfig, ModelConfig):
     seed: int = 1
     device: str = "auto"
     matmul_precision: str = "highest"  # highest, high (TF32) or medium (bfloat16), as torch names them
+    precision: str = Execution.precision  # of the update's matrix products: float32 or bfloat16
+    compile: bool = Execution.compile  # torch.compile the update: a minute at the start, then faster
+    cudagraphs: bool = Execution.cudagraphs  # capture the update as one CUDA graph
     # the run
     exp_name: str = "default"
     resume: bool = False

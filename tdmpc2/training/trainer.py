@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ from tdmpc2.model import ModelDims, WorldModel, published_size
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
+from tdmpc2.training.execution import Execution
 from tdmpc2.training.learner import Learner, OptimiserSettings
+from tdmpc2.training.peers import Peers
 from tdmpc2.training.state import StateFolder, TrainingState
 
 CONSOLE_METRICS = (
@@ -48,6 +50,7 @@ CONSOLE_METRICS = (
     "pi_loss",
 )
 CONFIG_NAME = "config.json"
+_VOTE_FREQ = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class TrainSettings:
     seed: int = 1
     weights: LossWeights = field(default_factory=LossWeights)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    execution: Execution = field(default_factory=Execution)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     teacher_name: str = "none"
     checkpoint: Path | None = None
@@ -98,6 +102,7 @@ class TrainSettings:
             "horizon": self.horizon,
             "seed": self.seed,
             "device": self.device.type,  # random states do not carry over to another kind
+            "precision": self.execution.precision,
             "teacher": self.teacher_name,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **asdict(self.dims),
@@ -182,16 +187,19 @@ def new_student(settings: TrainSettings) -> WorldModel:
     return model.to(settings.device)
 
 
-def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult:
+def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers | None = None) -> TrainResult:
     """Runs `settings.steps` updates, or resumes up to them.
 
     Args:
-        settings: the run.
+        settings: the run; `batch_size` is that of all processes together.
         teacher: frozen, on the same device; None trains from scratch.
+        peers: the processes that share out every batch; default this one alone. The first one writes, logs and
+            evaluates.
 
     Raises:
         UserError: when the run folder holds another run's state, or a loss is no longer a number.
     """
+    peers = peers or Peers()
     states = StateFolder(settings.run_dir)
     if states.exists() and not settings.resume:
         raise UserError(
@@ -201,44 +209,48 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
     if teacher is not None:
         teacher.check_frozen()
     store = EpisodeStore.open(settings.data_dir)
-    sampler = SliceSampler(store, settings.task_set, settings.batch_size, settings.horizon, settings.seed)
+    peers.share(settings.batch_size)  # or one error before anything is written
+    sampler = SliceSampler(
+        store,
+        settings.task_set,
+        settings.batch_size,
+        settings.horizon,
+        settings.seed,
+        rank=peers.rank,
+        world_size=peers.size,
+    )
     identity = settings.identity() | _content_identity(store, teacher)
     state = states.load(identity) if settings.resume else None
     start = 0 if state is None else state.step
     if start > settings.steps:
         raise UserError(f"{settings.run_dir} is at step {start:,} already, beyond steps={settings.steps:,}.")
-    torch.manual_seed(settings.seed)
     # A resumed student's weights are in the state; the file it once started from need not be there any more.
     student = new_student(settings if state is None else replace(settings, checkpoint=None))
     discounts = torch.from_numpy(settings.task_set.discounts())
-    learner = Learner(student, discounts, settings.weights, settings.optimiser, settings.seed)
+    learner = Learner(
+        student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, peers
+    )
     if state is not None:
         learner.load_state_dict(state.learner)
+    peers.wait()  # all have looked at the run folder as it was
+    if state is not None and peers.first:
         print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
 
-    atomic_write_text(settings.run_dir / CONFIG_NAME, json.dumps(dict(settings.config), indent=2) + "\n")
-    run = _Run(settings, learner, states)
+    run = _Run(settings, learner, states, identity, peers, resume_step=start if settings.resume else None)
     watch = _FiniteWatch(sampler, settings.device)
-    logger = MetricLogger(
-        settings.run_dir,
-        settings.logging,
-        settings.steps,
-        run_name=settings.run_dir.name,
-        configuration=settings.config,
-        resume_step=start if settings.resume else None,
-        console_metrics=CONSOLE_METRICS,
-    )
     interrupt = Interrupt()
     latest: dict[str, float] = {}
     step, clock = start, time.perf_counter()
     # What is due after an update, and was not done before an interruption, is done first.
     pending = state is not None and state.pending
-    with logger, Prefetcher(sampler, settings.device, start) as batches, interrupt.watching():
-        while interrupt.signal is None and (pending or step < settings.steps):
+    stopped = False
+    with run, Prefetcher(sampler, settings.device, start) as batches, interrupt.watching():
+        while not stopped and (pending or step < settings.steps):
             if not pending:
                 batch = next(batches)
-                target = None if teacher is None else teacher.rewards(batch.obs[0], batch.action[0], batch.task)
-                metrics = learner.update(batch, target)
+                if teacher is not None:
+                    batch = replace(batch, teacher_reward=teacher.rewards(batch.obs[0], batch.action[0], batch.task))
+                metrics = learner.update(batch)
                 step += 1
                 watch.add(step, metrics)
             due = run.due(step)
@@ -246,28 +258,32 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
                 watch.check()
             if "log" in due and not pending:
                 latest = _read(metrics)
-                logger.log(step, latest)
+                run.log(step, latest)
             score = None
             if "eval" in due:
                 if not pending:
-                    run.save_state(step, identity, pending=True)
+                    run.save_state(step, pending=True)
                 pending = True
-                try:
-                    score = run.evaluate(logger, step, interrupt)
-                except Interrupted:
+                score = run.evaluate(step, interrupt)
+                if peers.any(peers.first and score is None, settings.device):
                     break
             if "save" in due:
                 run.save(step, score, final=step == settings.steps)
             if due & {"state", "eval"}:
-                run.save_state(step, identity)
+                run.save_state(step)
             pending = False
-        if interrupt.signal is not None and (pending or step < settings.steps):
+            # Several processes must stop at the same step, and asking each other waits for the device.
+            if peers.size == 1 or step % _VOTE_FREQ == 0:
+                stopped = peers.any(interrupt.signal is not None, settings.device)
+        if pending or step < settings.steps:
             if not pending:
                 watch.check()
-                run.save_state(step, identity)
-            print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
-        if step == settings.steps and not pending and not run.final_path.exists():
+                run.save_state(step)
+            if peers.first:
+                print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
+        elif not run.final_path.exists():
             run.save(step, None, final=True)  # the run was resumed with `steps` cut down to where it stood
+        peers.wait()  # the first one has written
     seconds = time.perf_counter() - clock
     return TrainResult(
         step=step,
@@ -279,16 +295,50 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None) -> TrainResult
 
 
 class _Run:
-    """What a run writes besides its metrics."""
+    """What a run writes, logs and evaluates: the first process does, the others let it. As a context, closes logs."""
 
-    def __init__(self, settings: TrainSettings, learner: Learner, states: StateFolder) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        learner: Learner,
+        states: StateFolder,
+        identity: dict[str, Any],
+        peers: Peers,
+        resume_step: int | None,
+    ) -> None:
         self._settings = settings
         self._learner = learner
         self._states = states
+        self._identity = identity
+        self._writes = peers.first
         # Five checkpoints, as in the paper's figure 3, unless told otherwise.
         self.save_freq = settings.save_freq or max(1, math.ceil(settings.steps / 5))
         self._folder = settings.run_dir / "checkpoints"
         self.final_path = self._folder / "final.safetensors"
+        self._logger: MetricLogger | None = None
+        if self._writes:
+            atomic_write_text(settings.run_dir / CONFIG_NAME, json.dumps(dict(settings.config), indent=2) + "\n")
+            self._logger = MetricLogger(
+                settings.run_dir,
+                settings.logging,
+                settings.steps,
+                run_name=settings.run_dir.name,
+                configuration=settings.config,
+                resume_step=resume_step,
+                console_metrics=CONSOLE_METRICS,
+            )
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._logger is not None:
+            self._logger.__exit__(kind, error, traceback)
 
     def due(self, step: int) -> set[str]:
         """What follows the update that ended at `step`: all of it after the last one."""
@@ -296,21 +346,32 @@ class _Run:
         every = {"log": s.log_freq, "eval": s.eval_freq, "save": self.save_freq, "state": s.state_freq}
         return {kind for kind, count in every.items() if count and (step == s.steps or step % count == 0)}
 
-    def evaluate(self, logger: MetricLogger, step: int, interrupt: Interrupt) -> float:
-        """Evaluates and logs; raises `Interrupted` within, if a signal asks to stop."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._logger is not None:
+            self._logger.log(step, metrics)
+
+    def evaluate(self, step: int, interrupt: Interrupt) -> float | None:
+        """Evaluates and logs the score; None when a signal asked to stop within, and for all but the first process."""
+        if self._logger is None:
+            return None
 
         def on_decisions(count: int) -> None:
             if interrupt.signal is not None:
                 raise Interrupted
 
         agent = Agent(self._learner.model, self._settings.task_set, self._settings.planner)
-        result = evaluate(agent, self._settings.evaluation, label=f"step {step}", on_decisions=on_decisions)
+        try:
+            result = evaluate(agent, self._settings.evaluation, label=f"step {step}", on_decisions=on_decisions)
+        except Interrupted:
+            return None
         returns = {f"return/{task}": sum(r) / len(r) for task, r in result.returns().items()}
         score = result.score().value
-        logger.log(step, {"normalised_score": score, **returns}, "eval")
+        self._logger.log(step, {"normalised_score": score, **returns}, "eval")
         return score
 
     def save(self, step: int, score: float | None, *, final: bool) -> None:
+        if not self._writes:
+            return
         s = self._settings
         metadata = CheckpointMetadata(
             task_set=s.task_set.name,
@@ -326,8 +387,9 @@ class _Run:
         if final:
             save_checkpoint(self.final_path, weights, metadata)
 
-    def save_state(self, step: int, identity: dict[str, Any], *, pending: bool = False) -> None:
-        self._states.save(TrainingState(step, self._learner.state_dict(), identity, pending))
+    def save_state(self, step: int, *, pending: bool = False) -> None:
+        if self._writes:
+            self._states.save(TrainingState(step, self._learner.state_dict(), self._identity, pending))
 
 
 def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
