@@ -63,8 +63,7 @@ def test_train_stop_resume_quantise_and_evaluate_in_half(tmp_path: Path, monkeyp
 
     # The same random numbers; sums on a GPU need not be in the same order, so the weights are only close.
     states = [torch.load(tmp_path / run / "state" / "latest.pt", weights_only=True) for run in ("whole", "parts")]
-    for name in ("noise", "cuda_rng"):
-        assert torch.equal(*(state["learner"][name].cpu() for state in states)), name
+    assert torch.equal(*(state["learner"]["noise"].cpu() for state in states))
     expected = read_checkpoint(whole.checkpoint).tensors
     for name, value in read_checkpoint(resumed.checkpoint).tensors.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}")
