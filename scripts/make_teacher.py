@@ -79,7 +79,6 @@ def main() -> None:
     a = parser.parse_args()
 
     torch.set_float32_matmul_precision(a.matmul_precision)
-    torch.manual_seed(a.seed)
     device = resolve_device(a.device)
     tasks = task_set(a.task)
     dims = replace(model_dims(a.model_size, tasks.obs_dim, tasks.action_dim, len(tasks)), num_q=a.num_q)
