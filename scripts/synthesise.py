@@ -111,8 +111,8 @@ def write_published(path: Path, tasks: TaskSet, episodes: int, seed: int) -> Non
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > min(free, memory):
         raise UserError(
-            f"{path}: needs {needed / 1e9:.1f} GB, found {free / 1e9:.1f} GB of disk and {memory / 1e9:.1f} GB of memory; "
-            "write fewer episodes."
+            f"{path}: needs {needed / 1e9:.1f} GB, found {free / 1e9:.1f} GB of disk and {memory / 1e9:.1f} GB of "
+            "memory; write fewer episodes."
         )
     obs = torch.empty(episodes, steps, tasks.obs_dim)
     action = torch.empty(episodes, steps, tasks.action_dim)

@@ -74,7 +74,8 @@ class SliceSampler:
             raise DataError(f"found batch_size {batch_size}, expected at least 1.")
         if not 0 <= rank < world_size or batch_size % world_size:
             raise DataError(
-                f"found batch_size {batch_size} for process {rank} of {world_size}, expected a multiple of {world_size}."
+                f"found batch_size {batch_size} for process {rank} of {world_size}, expected a multiple of "
+                f"{world_size}."
             )
         if not 1 <= horizon < store.episode_steps:
             raise DataError(
@@ -139,7 +140,7 @@ class SliceSampler:
         return _below(raw[: self.batch_size], self.num_episodes), _below(raw[self.batch_size :], self._starts)
 
     def _gather(self, episodes: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """[H+1,B,O+A+1] in the task set's widths: one gather from the mapped rows, then zeros where there is padding."""
+        """[H+1,B,O+A+1] in the task set's widths: one gather from the mapped rows, then zeros for padding."""
         store = self.store
         task = store.task_ids[episodes]
         width = store.header.widths[task]

@@ -563,7 +563,7 @@ class StoreWriter:
             with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
                 file.close()
             with contextlib.suppress(OSError):
-                if os.stat(file.name).st_size > committed[column]:
+                if Path(file.name).stat().st_size > committed[column]:
                     os.truncate(file.name, committed[column])
         self._lock.release()
 
