@@ -97,7 +97,7 @@ def main() -> None:
         step = earlier.metadata.step
         print(f"going on from {kept}, {step} updates")
     for name, episodes in (("oscillating", 10), ("uniform", 4)):
-        if any(shard.source == name for shard in store.shards):
+        if any(segment.source == name for segment in store.segments):
             continue
         got = grow(store, tasks, episodes, a.seed, name, explorer(tasks, name == "oscillating"))
         print(f"{name}: {got}", flush=True)

@@ -73,7 +73,7 @@ def prepare_data(folder: Path, teacher: Agent, seed: int) -> EpisodeStore:
     store = open_or_create(folder, tasks, notes="made by scripts/quickstart.py")
     for behaviour, episodes, noise in COLLECTIONS:
         source = f"{behaviour}, noise {noise}, {episodes} episodes a task, seed {seed}, teacher {made_by}"
-        if any(shard.source == source for shard in store.shards):
+        if any(segment.source == source for segment in store.segments):
             continue
 
         def controller(slots: int, behaviour: str = behaviour, noise: float = noise) -> Controller:

@@ -37,19 +37,33 @@ def make_episodes(tasks: TaskSet, ids: list[int], steps: int, obs_dim: int, acti
     for episode, task in enumerate(ids):
         obs[episode, :, tasks.obs_dims[task] :] = 0
     action = np.sin(place + np.arange(action_dim)).astype(np.float32)
+    for episode, task in enumerate(ids):
+        action[episode, :, tasks.action_dims[task] :] = 0
     reward = (place[:, :, 0] / 1000).astype(np.float32)
-    action[:, 0] = np.nan
+    for episode, task in enumerate(ids):
+        action[episode, 0, : tasks.action_dims[task]] = np.nan
     reward[:, 0] = np.nan
     return {"obs": obs, "action": action, "reward": reward, "task": np.asarray(ids)}
 
 
-def make_store(path: Path, tasks: TaskSet, ids: list[int], steps: int = 21, shards: int = 1) -> EpisodeStore:
-    """A store of the task set's own widths with one episode for each id, spread over `shards` shards."""
-    store = EpisodeStore.create(path, tasks.tasks, tasks.obs_dim, tasks.action_dim, steps)
+def make_store(
+    path: Path, tasks: TaskSet, ids: list[int], steps: int = 21, segments: int = 1, dtype: str = "float32"
+) -> EpisodeStore:
+    """A store of the task set's own widths with one episode for each id, added in `segments` segments."""
+    store = EpisodeStore.create(path, tasks.tasks, tasks.obs_dim, tasks.action_dim, steps, dtype=dtype)
     episodes = make_episodes(tasks, ids, steps, tasks.obs_dim, tasks.action_dim)
-    for part in np.array_split(np.arange(len(ids)), shards):
+    for part in np.array_split(np.arange(len(ids)), segments):
         store.append(**{key: value[part] for key, value in episodes.items()})
     return store
+
+
+def padded(episode: dict[str, Any], obs_dim: int, action_dim: int) -> dict[str, np.ndarray]:
+    """An episode of a store, which is in its task's own widths, padded with zeros."""
+    steps = len(episode["reward"])
+    obs, action = np.zeros((steps, obs_dim), np.float32), np.zeros((steps, action_dim), np.float32)
+    obs[:, : episode["obs"].shape[1]] = episode["obs"]
+    action[:, : episode["action"].shape[1]] = episode["action"]
+    return {"obs": obs, "action": action, "reward": np.asarray(episode["reward"])}
 
 
 def published_tensors(episodes: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import make_episodes, make_store
+from data_fixtures import make_episodes, make_store, padded
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
@@ -28,8 +28,8 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
-    """60 episodes of MT30 in three shards."""
-    return make_store(tmp_path_factory.mktemp("store") / "s", MT30, ALL, shards=3)
+    """60 episodes of MT30 in three segments."""
+    return make_store(tmp_path_factory.mktemp("store") / "s", MT30, ALL, segments=3)
 
 
 def test_golden_indices(store: EpisodeStore) -> None:
@@ -50,10 +50,9 @@ def test_batches_are_the_stored_slices(store: EpisodeStore) -> None:
     assert batch.action.shape == (3, 256, 6) and batch.reward.shape == (3, 256, 1)
     assert batch.task.shape == (256,) and batch.task.dtype == torch.int64
     episodes, starts = sampler.indices(5)
-    assert len(np.unique(np.searchsorted(store.shard_starts, episodes, side="right"))) == 3
     assert starts.min() == 0 and starts.max() == 17
     for column, (index, start) in enumerate(zip(episodes, starts, strict=True)):
-        episode = store.episode(int(index))
+        episode = {**store.episode(int(index)), **padded(store.episode(int(index)), 24, 6)}
         np.testing.assert_array_equal(batch.obs[:, column], episode["obs"][start : start + 4])
         np.testing.assert_array_equal(batch.action[:, column], episode["action"][start + 1 : start + 4])
         np.testing.assert_array_equal(batch.reward[:, column, 0], episode["reward"][start + 1 : start + 4])
@@ -76,8 +75,8 @@ def test_a_batch_depends_on_seed_and_step_alone(store: EpisodeStore, tmp_path: P
     assert all(same(a, b) for a, b in zip(forward, reversed(backward), strict=True))
     assert not same(forward[0], forward[1])
     assert not same(forward[0], SliceSampler(store, MT30, 64, 3, 8).batch(0))
-    one_shard = make_store(tmp_path / "s", MT30, ALL)
-    assert same(forward[2], SliceSampler(one_shard, MT30, 64, 3, 7).batch(2))
+    in_one = make_store(tmp_path / "s", MT30, ALL)
+    assert same(forward[2], SliceSampler(in_one, MT30, 64, 3, 7).batch(2))
 
 
 def test_announcing_rows_to_the_system_changes_nothing(store: EpisodeStore) -> None:
@@ -109,8 +108,7 @@ def test_tasks_are_matched_by_name_and_padding_cropped(store: EpisodeStore) -> N
     for column, (index, start) in enumerate(zip(*sampler.indices(0), strict=True)):
         episode = store.episode(int(index))
         assert FOUR.tasks[int(batch.task[column])] == episode["task"]
-        np.testing.assert_array_equal(batch.obs[:, column], episode["obs"][start : start + 4, :8])
-        assert not episode["obs"][:, 8:].any()
+        np.testing.assert_array_equal(batch.obs[:, column], padded(episode, 8, 2)["obs"][start : start + 4])
 
 
 def test_a_single_task(store: EpisodeStore) -> None:
@@ -123,7 +121,7 @@ def test_faults_are_named(store: EpisodeStore, tmp_path: Path) -> None:
     some = make_store(tmp_path / "s", FOUR, [0, 2, 2])
     with pytest.raises(DataError, match="no episodes of reacher-easy, pendulum-spin, which task set 'four'"):
         SliceSampler(some, FOUR, 8, 3, 0)
-    with pytest.raises(DataError, match="found rows of obs 8 and action 2, but task 'walker-stand' needs 24 and 6"):
+    with pytest.raises(DataError, match="no episodes of walker-stand"):
         SliceSampler(some, MT30, 8, 3, 0)
     for horizon in (0, 21):
         with pytest.raises(DataError, match=f"found horizon {horizon}, expected 1 to 20"):
@@ -149,6 +147,45 @@ def test_prefetching_keeps_the_order_and_resumes(store: EpisodeStore) -> None:
     assert all(same(a, b) for a, b in zip(expected, first + rest, strict=True))
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_the_number_of_threads_changes_nothing(store: EpisodeStore, threads: int) -> None:
+    sampler = SliceSampler(store, MT30, batch_size=64, horizon=3, seed=0)
+    with Prefetcher(sampler, "cpu", start_step=4, depth=6, threads=threads) as batches:
+        assert all(same(next(batches), sampler.batch(step)) for step in range(4, 104))
+
+
+def test_processes_share_a_batch_out(store: EpisodeStore) -> None:
+    whole = SliceSampler(store, MT30, 24, 3, 5)
+    parts = [SliceSampler(store, MT30, 24, 3, 5, rank=rank, world_size=3) for rank in range(3)]
+    assert all(np.array_equal(a, b) for part in parts for a, b in zip(part.indices(7), whole.indices(7), strict=True))
+    batches = [part.batch(7) for part in parts]
+    for key in ("obs", "action", "reward"):
+        assert torch.equal(torch.cat([getattr(batch, key) for batch in batches], 1), getattr(whole.batch(7), key))
+    assert torch.equal(torch.cat([batch.task for batch in batches]), whole.batch(7).task)
+    with pytest.raises(DataError, match="found batch_size 24 for process 0 of 5, expected a multiple of 5"):
+        SliceSampler(store, MT30, 24, 3, 5, rank=0, world_size=5)
+
+
+def test_labels_come_along(store: EpisodeStore) -> None:
+    class Column:
+        def at(self, episodes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return (episodes * 100 + rows).astype(np.float32)
+
+    sampler = SliceSampler(store, MT30, 32, 3, 0, labels=Column())
+    episodes, starts = sampler.indices(2)
+    taught = sampler.batch(2).teacher_reward
+    assert taught is not None and taught.shape == (32, 1)
+    np.testing.assert_array_equal(taught[:, 0], episodes * 100 + starts + 1)
+    assert SliceSampler(store, MT30, 32, 3, 0).batch(2).teacher_reward is None
+
+
+def test_half_precision_rows_become_float32(tmp_path: Path) -> None:
+    exact = SliceSampler(make_store(tmp_path / "a", MT30, ALL), MT30, 64, 3, 0).batch(1)
+    rounded = SliceSampler(make_store(tmp_path / "b", MT30, ALL, dtype="float16"), MT30, 64, 3, 0).batch(1)
+    assert rounded.obs.dtype == torch.float32
+    assert torch.equal(rounded.obs, exact.obs.half().float()) and torch.equal(rounded.task, exact.task)
+
+
 def test_a_prefetcher_stops_cleanly(store: EpisodeStore) -> None:
     sampler = SliceSampler(store, MT30, batch_size=16, horizon=3, seed=0)
     before = threading.active_count()
@@ -165,20 +202,20 @@ def test_a_prefetcher_stops_cleanly(store: EpisodeStore) -> None:
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
-    """The shard's file is gone when its first batch is drawn."""
+    """The rows are gone when the first batch is drawn."""
     sampler = SliceSampler(make_store(tmp_path / "s", MT30, ALL), MT30, 16, 3, 0)
-    (tmp_path / "s" / "shard-00000.rows").unlink()
+    (tmp_path / "s" / "rows.bin").unlink()
     with Prefetcher(sampler, "cpu") as batches:
         for _ in range(2):
-            with pytest.raises(DataError, match=r"shard-00000\.rows: cannot be mapped"):
+            with pytest.raises(DataError, match=r"rows\.bin: cannot be mapped"):
                 next(batches)
 
 
 def test_a_nan_in_the_store_can_be_traced(tmp_path: Path) -> None:
     """Rows damaged on disk reach the batch, whose episodes `indices` names."""
     store = make_store(tmp_path / "s", MT30, ALL)
-    rows = np.memmap(tmp_path / "s" / "shard-00000.rows", dtype="<f4", mode="r+", shape=(60, 21, 31))
-    rows[11, 1:] = np.nan
+    rows = np.memmap(tmp_path / "s" / "rows.bin", dtype="<f4", mode="r+")
+    rows[store.offsets[11] + 60 : store.offsets[12]] = np.nan
     rows.flush()
     sampler = SliceSampler(store, MT30, 256, 3, 0)
     bad = ~sampler.batch(0).obs.isfinite().all(dim=-1).all(dim=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_fixtures import ROOT, make_episodes, make_store
+from data_fixtures import ROOT, make_episodes, make_store, padded
 
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError, UserError
@@ -30,10 +30,14 @@ def episodes(ids: list[int] | None = None, steps: int = 21) -> dict[str, np.ndar
 def assert_holds(store: EpisodeStore, data: dict[str, np.ndarray]) -> None:
     assert len(store) == len(data["task"])
     np.testing.assert_array_equal(store.task_ids, data["task"])
+    block = store.read_episodes(0, len(store))
+    for key in ("obs", "action", "reward", "task"):
+        np.testing.assert_array_equal(getattr(block, key), data[key])
     for index in range(len(store)):
         episode = store.episode(index)
+        whole = padded(episode, store.obs_dim, store.action_dim)
         for key in ("obs", "action", "reward"):
-            np.testing.assert_array_equal(episode[key], data[key][index])
+            np.testing.assert_array_equal(whole[key], data[key][index])
         assert episode["task"] == store.tasks[data["task"][index]]
 
 
@@ -47,25 +51,52 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         assert opened.num_transitions == 5 * 21
         assert opened.tasks == TASKS.tasks and opened.notes == "a note"
         assert (opened.obs_dim, opened.action_dim, opened.episode_steps) == (8, 2, 21)
-        assert opened.shards[0].source == "here" and opened.shards[0].details == {"seed": 1}
+        assert opened.segments[0].source == "here" and opened.segments[0].details == {"seed": 1}
         np.testing.assert_allclose(opened.returns(), data["reward"][:, 1:].sum(axis=1), rtol=1e-6)
         assert opened.task_ids.dtype == np.int16 and opened.returns().dtype == np.float32
-        assert opened.verify() == 5 * (21 * 11 * 4 + 2 + 4)
+        assert opened.verify() == 21 * (7 + 9 + 11 + 5 + 9) * 4 + 5 * (2 + 4)
 
 
 def test_the_layout_on_disk_is_the_documented_one(tmp_path: Path) -> None:
     data = episodes()
-    make_store(tmp_path / "s", TASKS, IDS, shards=2)
-    rows = np.fromfile(tmp_path / "s" / "shard-00001.rows", dtype="<f4").reshape(2, 21, 11)
-    np.testing.assert_array_equal(rows[..., :8], data["obs"][3:])
-    np.testing.assert_array_equal(rows[..., 8:10], data["action"][3:])
-    np.testing.assert_array_equal(rows[..., 10], data["reward"][3:])
-    assert np.fromfile(tmp_path / "s" / "shard-00001.tasks", dtype="<i2").tolist() == [3, 1]
-    assert {p.name for p in (tmp_path / "s").iterdir()} == {
-        "store.json",
-        "store.lock",
-        *(f"shard-0000{i}.{suffix}" for i in (0, 1) for suffix in ("rows", "tasks", "returns")),
-    }
+    make_store(tmp_path / "s", TASKS, IDS, segments=2)
+    rows, at = np.fromfile(tmp_path / "s" / "rows.bin", dtype="<f4"), 0
+    for episode, task in enumerate(IDS):
+        o, a = TASKS.obs_dims[task], TASKS.action_dims[task]
+        own = rows[at : at + 21 * (o + a + 1)].reshape(21, o + a + 1)
+        np.testing.assert_array_equal(own[:, :o], data["obs"][episode, :, :o])
+        np.testing.assert_array_equal(own[:, o:-1], data["action"][episode, :, :a])
+        np.testing.assert_array_equal(own[:, -1], data["reward"][episode])
+        at += own.size
+    assert at == len(rows)
+    assert np.fromfile(tmp_path / "s" / "tasks.bin", dtype="<i2").tolist() == IDS
+    names = {"store.json", "store.lock", "rows.bin", "tasks.bin", "returns.bin"}
+    assert {p.name for p in (tmp_path / "s").iterdir()} == names
+
+
+def test_half_precision_rounds_and_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    data = episodes()
+    store = make_store(tmp_path / "s", TASKS, IDS, dtype="float16")
+    assert store.num_bytes * 2 == make_store(tmp_path / "t", TASKS, IDS).num_bytes
+    rounded = {key: value.astype(np.float16).astype(np.float32) for key, value in data.items() if key != "task"}
+    assert_holds(store, {**rounded, "task": data["task"]})
+    data["reward"][3, 9] = 1e5
+    with pytest.raises(DataError, match="episode 3, step 9, key 'reward': found a value beyond the range of float16"):
+        store.append(**data)
+    data["reward"][3, 9], data["obs"][4, 0, 2] = 0, -7e4
+    with pytest.raises(DataError, match="episode 4, step 0, key 'obs'.*expected at most 65504.*in float32"):
+        store.append(**data)
+    assert len(EpisodeStore.open(tmp_path / "s")) == 5 and store.verify()
+
+
+def test_the_fingerprint_is_of_layout_and_content(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a", TASKS, IDS)
+    assert store.fingerprint == make_store(tmp_path / "b", TASKS, IDS).fingerprint
+    others = [make_store(tmp_path / "c", TASKS, [*IDS, 0]), make_store(tmp_path / "d", TASKS, IDS, dtype="float16")]
+    assert len({store.fingerprint, *(other.fingerprint for other in others)}) == 3
+    before = store.fingerprint
+    store.append(**episodes([1]))
+    assert store.fingerprint != before
 
 
 def test_a_writer_in_blocks_equals_one_append(tmp_path: Path) -> None:
@@ -77,7 +108,7 @@ def test_a_writer_in_blocks_equals_one_append(tmp_path: Path) -> None:
             writer.write(**{key: value[part] for key, value in data.items()})
         assert len(EpisodeStore.open(tmp_path / "b")) == 0
     assert_holds(blocks, data)
-    assert blocks.shards[0].rows_sha256 == store.shards[0].rows_sha256
+    assert blocks.segments[0].rows_sha256 == store.segments[0].rows_sha256
 
 
 def test_episodes_are_read_only_and_bounded(tmp_path: Path) -> None:
@@ -227,7 +258,7 @@ def test_a_writer_killed_at_work_leaves_the_store_whole(tmp_path: Path) -> None:
         """
         with store.writer() as writer:
             writer.write(**data)
-            writer._file.flush()
+            writer._files['rows'].flush()
             print("written", flush=True)
             time.sleep(60)
         """,
@@ -238,16 +269,17 @@ def test_a_writer_killed_at_work_leaves_the_store_whole(tmp_path: Path) -> None:
         store.append(**episodes())
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert any(p.suffix == ".tmp" for p in path.iterdir())
+    left = (path / "rows.bin").stat().st_size
+    assert left > store.num_bytes
     assert_holds(EpisodeStore.open(path), episodes())
     store.append(**episodes([3]))
-    assert not any(p.suffix == ".tmp" for p in path.iterdir())
+    assert (path / "rows.bin").stat().st_size == store.num_bytes < left
     both = {key: np.concatenate([value, episodes([3])[key]]) for key, value in episodes().items()}
     assert_holds(EpisodeStore.open(path), both)
 
 
-def test_files_of_a_shard_that_was_never_listed_are_overwritten(tmp_path: Path) -> None:
-    """What a kill leaves between the last shard file and the header."""
+def test_a_segment_that_was_never_listed_is_cut_off(tmp_path: Path) -> None:
+    """What a kill leaves between the data and the header."""
     path = tmp_path / "s"
     store = make_store(path, TASKS, IDS)
     header = (path / "store.json").read_bytes()
@@ -278,7 +310,7 @@ def test_a_full_disk_leaves_the_store_whole(tmp_path: Path) -> None:
         path,
     )
     output, _ = process.communicate(timeout=60)
-    assert "shard-00001.rows" in output and "choose another folder" in output, output
+    assert "rows.bin" in output and "choose another folder" in output, output
     assert_holds(EpisodeStore.open(path), episodes())
     EpisodeStore.open(path).append(**episodes())
 
@@ -295,24 +327,26 @@ def test_damaged_stores_are_refused_with_the_files_name(tmp_path: Path) -> None:
         EpisodeStore.open(path)
     make_store(path, TASKS, IDS)
     good = (path / "store.json").read_bytes()
-    shard = json.loads(good)["shards"][0]
+    segment = json.loads(good)["segments"][0]
     faults: list[tuple[dict[str, Any], str]] = [
         ({"format": "other"}, "not the header of an episode store"),
-        ({"version": 2}, "found store version 2, expected 1"),
+        ({"version": 1}, "found store version 1, expected 2: it was made by another version of this program"),
         ({"dtype": "float8"}, "found dtype 'float8'"),
-        ({"obs_dim": "8"}, "key 'obs_dim' is '8', expected int"),
-        ({"obs_dim": 9}, r"shard-00000\.rows: found 4620 bytes, expected 5040 bytes"),
-        ({"shards": [3]}, "a shard's entry is not an object"),
-        ({"shards": [{**shard, "name": "../shard-00000"}]}, "not a valid entry"),
-        ({"shards": [{**shard, "episodes": 0}]}, "not a valid entry"),
-        ({"shards": [{k: v for k, v in shard.items() if k != "episodes"}]}, "key 'episodes' is missing"),
+        ({"obs_dims": "8"}, "key 'obs_dims' is '8', expected list"),
+        ({"obs_dims": [5, 6, 8, -3]}, r"found obs_dims \[5, 6, 8, -3\], expected a width for each of its tasks"),
+        ({"action_dims": [1]}, r"found action_dims \[1\], expected a width for each"),
+        ({"episode_steps": 1}, "episodes without steps"),
+        ({"segments": [3]}, "a segment's entry is not an object"),
+        ({"segments": [{**segment, "episodes": 0}]}, "not a valid entry"),
+        ({"segments": [{**segment, "rows_bytes": 10**9}]}, r"rows\.bin: found \d+ bytes, expected 1000000000 bytes"),
+        ({"segments": [{k: v for k, v in segment.items() if k != "episodes"}]}, "key 'episodes' is missing"),
     ]
     for change, message in faults:
         edited(path, change)
         with pytest.raises(DataError, match=message):
             EpisodeStore.open(path)
         (path / "store.json").write_bytes(good)
-    for name in ("shard-00000.rows", "shard-00000.tasks", "shard-00000.returns"):
+    for name in ("rows.bin", "tasks.bin", "returns.bin"):
         content = (path / name).read_bytes()
         (path / name).write_bytes(content[:-1])
         with pytest.raises(DataError, match=rf"{name}: found {len(content) - 1} bytes, expected {len(content)}"):
@@ -329,19 +363,29 @@ def test_damaged_stores_are_refused_with_the_files_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["rows", "tasks", "returns"])
 def test_verify_finds_one_changed_byte(tmp_path: Path, suffix: str) -> None:
-    store = make_store(tmp_path / "s", TASKS, IDS, shards=2)
-    file = tmp_path / "s" / f"shard-00001.{suffix}"
+    store = make_store(tmp_path / "s", TASKS, IDS, segments=2)
+    file = tmp_path / "s" / f"{suffix}.bin"
     content = bytearray(file.read_bytes())
-    content[3] ^= 1
+    content[-2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=rf"shard-00001\.{suffix}: found SHA-256"):
+    with pytest.raises(DataError, match=rf"{suffix}\.bin: found SHA-256"):
         store.verify()
+
+
+def test_tasks_that_do_not_add_up_to_the_rows_are_found(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", TASKS, IDS)
+    np.array([0, 0, 0, 0, 0], "<i2").tofile(tmp_path / "s" / "tasks.bin")
+    with pytest.raises(DataError, match=r"tasks\.bin: its tasks add up to 735 values"):
+        EpisodeStore.open(tmp_path / "s").episode(0)
+    np.array([0, 0, 9, 0, 0], "<i2").tofile(tmp_path / "s" / "tasks.bin")
+    with pytest.raises(DataError, match=r"tasks\.bin: found task ids 0 to 9, expected 0 to 3"):
+        EpisodeStore.open(tmp_path / "s").episode(0)
 
 
 def test_create_checks_what_it_is_given(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none twice"):
         EpisodeStore.create(tmp_path / "s", ["cup-spin", "cup-spin"], 8, 2, 21)
-    with pytest.raises(DataError, match="found obs_dim 5, expected at least 8"):
+    with pytest.raises(DataError, match="found obs_dim 5 and action_dim 2, expected at least 8 and 2"):
         EpisodeStore.create(tmp_path / "s", ["cup-spin"], 5, 2, 21)
     with pytest.raises(DataError, match="episode_steps 1"):
         EpisodeStore.create(tmp_path / "s", ["cup-spin"], 8, 2, 1)

@@ -19,12 +19,13 @@ from tdmpc2.tasks import task_set
 _DAMAGED = "the file is damaged or was recorded wrongly: get it again, or leave it out"
 
 
-def known_obs_dims(tasks: Sequence[str]) -> tuple[int, ...] | None:
-    """Each task's own observation width, or None when one of the names has no environment here."""
+def known_widths(tasks: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Each task's own observation and action widths, or None when one of the names has no environment here."""
     try:
-        return task_set("names", tasks).obs_dims
+        known = task_set("names", tasks)
     except UserError:
         return None
+    return known.obs_dims, known.action_dims
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,18 @@ class EpisodeChecker:
             f"{self.source}: episode {first_episode + e}, step {t + first_step}, key '{key}': found {found}, "
             f"expected a finite number{allowed}; {_DAMAGED}."
         )
+
+    def representable(self, rows: npt.NDArray[Any], obs_dim: int, dtype: str, first_episode: int) -> None:
+        """Rows [E,T,O+A+1] after rounding to a smaller type: what was finite must have stayed so."""
+        beyond = ~np.isfinite(rows)
+        beyond[:, 0, obs_dim:] = False  # stands for nothing
+        if beyond.any():
+            e, t, column = (int(i) for i in np.argwhere(beyond)[0])
+            key = "obs" if column < obs_dim else "reward" if column == rows.shape[-1] - 1 else "action"
+            raise DataError(
+                f"{self.source}: episode {first_episode + e}, step {t}, key '{key}': found a value beyond the range of "
+                f"{dtype}, expected at most {np.finfo(dtype).max}; store this data in float32."
+            )
 
     def _padding(
         self,

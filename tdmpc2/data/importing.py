@@ -13,6 +13,8 @@ from tdmpc2.errors import DataError
 from tdmpc2.tasks import TaskSet
 
 _BLOCK_BYTES = 64 << 20
+_SEGMENT_BYTES = 512 << 20
+"""Committed at a time: what an interrupted import does again at most."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,18 @@ class FileProgress:
     skipped: bool = False
 
 
-def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "") -> EpisodeStore:
-    """The store at `path`, made for the task set if there is none; a `DataError` if it is for another one."""
+def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: str | None = None) -> EpisodeStore:
+    """The store at `path`, made for the task set if there is none; a `DataError` if it is for another one.
+
+    `dtype` is float32 (the default of a new store) or float16; None accepts that of a store that is there.
+    """
     path = Path(path)
     steps = set(task_set.episode_steps)
     if len(steps) != 1:
         raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
     wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, steps.pop() + 1)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return EpisodeStore.create(path, *wanted, notes=notes)
+        return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")
     store = EpisodeStore.open(path)
     found = (store.tasks, store.obs_dim, store.action_dim, store.episode_steps)
     if found != wanted:
@@ -43,6 +48,8 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "") -> Epis
             f"{path}: found a store of {_layout(*found)}, expected {_layout(*wanted)}; choose another "
             "folder or the task set it was made for."
         )
+    if dtype is not None and dtype != store.header.dtype:
+        raise DataError(f"{path}: found a store of {store.header.dtype}, not {dtype}; choose another folder.")
     return store
 
 
@@ -51,27 +58,31 @@ def import_files(
     store: EpisodeStore,
     report: Callable[[FileProgress], None] = lambda progress: None,
 ) -> None:
-    """Imports files in the published format, each as one shard; `report` is called first and after
-    every block of each.
+    """Imports files in the published format in segments; `report` is called first and after every block.
 
-    All files are opened and laid against the store before the first is read. One whose content is in the
-    store already (same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed
-    by running it again. Raises a `DataError` naming the file; files imported before it stay.
+    A file's checksums are compared before any of it is imported.
+
+    All files are opened and laid against the store before the first is read. What is in the store already (of a
+    file of the same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed by
+    running it again. Raises a `DataError` naming the file; what was committed before it stays.
     """
     files = [PublishedFile.open(path) for path in paths]
-    present = {_identity(shard.details) for shard in store.shards}
-    pending: list[PublishedFile] = []
+    done: dict[tuple[object, object], int] = {}
+    for segment in store.segments:
+        identity = _identity(segment.details)
+        done[identity] = max(done.get(identity, 0), segment.details.get("stop", 0))
+    starts: list[int] = []
     for file in files:
         _check_layout(file, store)
-        if (file.size, file.fingerprint) not in present:
-            present.add((file.size, file.fingerprint))
-            pending.append(file)
-    store.check_space(sum(len(file) for file in pending))
-    for number, file in enumerate(files, start=1):
-        if file in pending:
-            _import(file, store, number, len(files), report)
-        else:
+        identity = (file.size, file.fingerprint)
+        starts.append(done.get(identity, 0))
+        done[identity] = len(file)  # the same file named twice is imported once
+    store.check_space(sum(len(file) - start for file, start in zip(files, starts, strict=True)))
+    for number, (file, start) in enumerate(zip(files, starts, strict=True), start=1):
+        if start == len(file):
             report(FileProgress(file.path, number, len(files), len(file), len(file), skipped=True))
+        else:
+            _import(file, start, store, number, len(files), report)
 
 
 def summary(store: EpisodeStore) -> str:
@@ -82,20 +93,28 @@ def summary(store: EpisodeStore) -> str:
         own = returns[ids == task]
         scores = f"{own.mean():>12.1f} {own.max():>7.1f}" if len(own) else f"{'-':>12} {'-':>7}"
         lines.append(f"{name:<24} {len(own):>9,} {len(own) * store.episode_steps:>12,} {scores}")
-    size = len(store) * store.header.episode_bytes
     lines.append(f"{'all':<24} {len(store):>9,} {store.num_transitions:>12,}")
     lines.append(
-        f"{store.path}: obs {store.obs_dim}, action {store.action_dim}, {store.episode_steps} steps "
-        f"an episode, {size / 1e9:.2f} GB in {len(store.shards)} shards"
+        f"{store.path}: obs {store.obs_dim}, action {store.action_dim}, {store.episode_steps} steps an episode, "
+        f"{store.num_bytes / 1e9:.2f} GB of {store.header.dtype}, fingerprint {store.fingerprint}"
     )
     if store.notes:
         lines.append(f"notes: {store.notes}")
-    lines.extend(f"{s.name}: {s.episodes:,} episodes from {s.source or 'an unnamed source'}" for s in store.shards)
+    sources: dict[str, int] = {}
+    for segment in store.segments:
+        source = segment.source or "an unnamed source"
+        sources[source] = sources.get(source, 0) + segment.episodes
+    lines.extend(f"{episodes:,} episodes from {source}" for source, episodes in sources.items())
     return "\n".join(lines)
 
 
 def _import(
-    file: PublishedFile, store: EpisodeStore, number: int, files: int, report: Callable[[FileProgress], None]
+    file: PublishedFile,
+    start: int,
+    store: EpisodeStore,
+    number: int,
+    files: int,
+    report: Callable[[FileProgress], None],
 ) -> None:
     details = {
         "file": file.path.name,
@@ -103,14 +122,19 @@ def _import(
         "fingerprint": file.fingerprint,
         "dtypes": {key: getattr(file, key).dtype for key in ("obs", "action", "reward", "task")},
     }
+    file.verify()
     checker = _checker(file, store)
-    episodes = max(1, _BLOCK_BYTES // store.header.episode_bytes)
-    report(FileProgress(file.path, number, files, 0, len(file)))
-    with store.writer(source=str(file.path), details=details) as writer:
-        for block in file.blocks(episodes):
-            task = checker.episode_tasks(block.task, block.first_episode)
-            writer.write(block.obs, block.action, block.reward, task)
-            report(FileProgress(file.path, number, files, writer.episodes, len(file)))
+    episodes = max(1, _BLOCK_BYTES // (file.episode_steps * (file.obs_dim + file.action_dim + 1) * 4))
+    a_segment = max(1, _SEGMENT_BYTES // store.header.episode_bytes())
+    report(FileProgress(file.path, number, files, start, len(file)))
+    for first in range(start, len(file), a_segment):
+        stop = min(first + a_segment, len(file))
+        about = {**details, "first": first, "stop": stop}
+        with store.writer(source=str(file.path), details=about, first_episode=first) as writer:
+            for block in file.blocks(episodes, first, stop):
+                task = checker.episode_tasks(block.task, block.first_episode)
+                writer.write(block.obs, block.action, block.reward, task)
+                report(FileProgress(file.path, number, files, first + writer.episodes, len(file)))
 
 
 def _check_layout(file: PublishedFile, store: EpisodeStore) -> None:

@@ -21,7 +21,8 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ import numpy.typing as npt
 from tdmpc2.errors import DataError
 
 _MAX_PICKLE_BYTES = 4 << 20  # a published file's pickle has 600 bytes
+_CHECK_BYTES = 32 << 20
 _KEYS = ("obs", "action", "reward", "task")
 
 # How each torch dtype is stored; bfloat16, which numpy lacks, is the upper half of a float32.
@@ -115,6 +117,8 @@ class PublishedFile:
     reward: TensorView
     task: TensorView
     mapping: mmap.mmap
+    checksums: Mapping[str, tuple[int, int, int]]
+    """Of every tensor member: where its bytes begin, their number, and their CRC-32."""
 
     @classmethod
     def open(cls, path: str | Path) -> PublishedFile:
@@ -141,7 +145,14 @@ class PublishedFile:
                     "[episodes, steps] or [episodes, steps, 1]",
                 )
             views[key] = view
-        return cls(path, archive.size, archive.fingerprint(), mapping=archive.mapping, **views)
+        return cls(
+            path,
+            archive.size,
+            archive.fingerprint(),
+            mapping=archive.mapping,
+            checksums=archive.checksums(),
+            **views,
+        )
 
     def __len__(self) -> int:
         """The number of episodes."""
@@ -160,19 +171,39 @@ class PublishedFile:
     def action_dim(self) -> int:
         return self.action.shape[2]
 
-    def blocks(self, episodes: int) -> Iterator[Block]:
-        """The file's episodes in order, at most `episodes` at a time."""
-        for start in range(0, len(self), episodes):
-            stop = min(start + episodes, len(self))
+    def verify(self) -> None:
+        """Reads the tensors' bytes once and compares their checksums; a `DataError` says which one differs."""
+        with memoryview(self.mapping) as whole:
+            for member, (start, size, expected) in self.checksums.items():
+                found = 0
+                for position in range(start, start + size, _CHECK_BYTES):
+                    with whole[position : min(position + _CHECK_BYTES, start + size)] as part:
+                        found = zlib.crc32(part, found)
+                    self._forget()
+                if found != expected:
+                    raise DataError(
+                        f"{self.path}: member '{member}' has CRC-32 {found:08x}, expected {expected:08x}: the file is "
+                        "damaged. Get it again."
+                    )
+
+    def _forget(self) -> None:
+        """The pages read so far need not count as this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
+    def blocks(self, episodes: int, first: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """The file's episodes from `first` to `stop - 1` (default all) in order, at most `episodes` at a time."""
+        end = len(self) if stop is None else stop
+        for start in range(first, end, episodes):
+            last = min(start + episodes, end)
             yield Block(
                 first_episode=start,
-                obs=self.obs.floats(start, stop),
-                action=self.action.floats(start, stop),
-                reward=self.reward.floats(start, stop),
-                task=self.task.integers(start, stop),
+                obs=self.obs.floats(start, last),
+                action=self.action.floats(start, last),
+                reward=self.reward.floats(start, last),
+                task=self.task.integers(start, last),
             )
-            if hasattr(mmap, "MADV_DONTNEED"):  # the pages read so far need not count as this process's memory
-                self.mapping.madvise(mmap.MADV_DONTNEED)
+            self._forget()
 
 
 class _Archive:
@@ -230,6 +261,11 @@ class _Archive:
         for name, info in sorted(self.members.items()):
             digest.update(f"{name}\0{info.file_size}\0{info.CRC:08x}\n".encode())
         return digest.hexdigest()
+
+    def checksums(self) -> dict[str, tuple[int, int, int]]:
+        """Of the members whose place is known by now (those that hold tensors): start, bytes, CRC-32."""
+        known = {f"data/{key}": start for key, start in self._file_offsets.items()}
+        return {name: (start, self.members[name].file_size, self.members[name].CRC) for name, start in known.items()}
 
     def unpickle(self) -> object:
         """The pickle's root, made of plain containers, `TensorView`, `_TensorDict` and `_Inert`."""

@@ -6,11 +6,11 @@ neither on the number of batches prepared ahead nor on the machine.
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,32 @@ _ANNOUNCE = 256
 disk several times faster and those from memory slower, so it ends by itself once the data is there."""
 
 
+_Prepared: TypeAlias = "tuple[Batch, torch.cuda.Event | None]"
+
+
+class Labels(Protocol):
+    """A number for every row of a store."""
+
+    def at(self, episodes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
+
+
 class SliceSampler:
     """Uniform over every (episode, start) of the task set's tasks, with replacement.
 
-    The store's tasks are matched to the task set's by name and its other tasks are never drawn. Rows wider
-    than the task set lose padding columns; narrower ones are refused.
+    The store's tasks are matched to the task set's by name and its other tasks are never drawn.
+
+    Args:
+        store: the episodes.
+        task_set: the tasks to draw; batches have its widths.
+        batch_size: slices a step, of all processes together.
+        horizon: H; a slice has H + 1 steps.
+        seed: of the order.
+        rank, world_size: of several processes, this one gets its equal part of every step's slices, in their order.
+        labels: a teacher's rewards for the store's rows, to come along as `Batch.teacher_reward`.
+
+    Raises:
+        DataError: for a task without episodes, a store too narrow, episodes too short, or a batch that cannot be
+            shared out evenly.
     """
 
     def __init__(
@@ -47,10 +68,15 @@ class SliceSampler:
         *,
         rank: int = 0,
         world_size: int = 1,
+        labels: Labels | None = None,
     ) -> None:
-        """Raises a `DataError` for a task without episodes, a store too narrow or episodes too short."""
         if batch_size < 1:
             raise DataError(f"found batch_size {batch_size}, expected at least 1.")
+        if not 0 <= rank < world_size or batch_size % world_size:
+            raise DataError(
+                f"found batch_size {batch_size} for process {rank} of {world_size}, expected a multiple of "
+                f"{world_size}."
+            )
         if not 1 <= horizon < store.episode_steps:
             raise DataError(
                 f"{store.path}: found horizon {horizon}, expected 1 to {store.episode_steps - 1}: its "
@@ -63,11 +89,14 @@ class SliceSampler:
         self.batch_size = batch_size
         self.horizon = horizon
         self.seed = seed
-        part = batch_size // world_size
-        self._part = slice(rank * part, (rank + 1) * part)
+        self.labels = labels
+        share = batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
         self._episodes, self._tasks = _match(store, task_set)
         self._starts = store.episode_steps - horizon
         self._batches_to_announce = 0
+        # Of each of the store's tasks: where the values of a slice lie from its first one on, and which are padding.
+        self._template, self._held = _slice_templates(store, task_set, horizon + 1)
 
     @property
     def num_episodes(self) -> int:
@@ -75,21 +104,29 @@ class SliceSampler:
         return len(self._episodes)
 
     def indices(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """int64 [B] each: the store's episodes that step `step` draws, and the first step of each slice."""
+        """int64 [B] each: the store's episodes that step `step` draws, and the first step of each slice.
+
+        Those of the whole batch, in every process.
+        """
         rows, starts = self._draw(step)
         return self._episodes[rows], starts
 
     def batch(self, step: int) -> Batch:
-        """The batch of update step `step`, on the CPU."""
-        drawn, starts = self._draw(step)
-        drawn, starts = drawn[self._part], starts[self._part]
-        rows = self._gather(self._episodes[drawn], starts)
-        store, tasks = self.store, self.task_set
+        """The batch of update step `step`, or this process's share of it, on the CPU."""
+        drawn, starts = (part[self._share] for part in self._draw(step))
+        episodes = self._episodes[drawn]
+        rows = self._gather(episodes, starts)
+        obs_dim = self.task_set.obs_dim
+        taught = None
+        if self.labels is not None:
+            # The action that led from obs_0 lies in the row after it, and so does the teacher's reward for it.
+            taught = torch.from_numpy(self.labels.at(episodes, starts + 1)[:, None])
         return Batch(
-            obs=_crop(rows[:, :, : store.obs_dim], tasks.obs_dim),
-            action=_crop(rows[1:, :, store.obs_dim : -1], tasks.action_dim),
-            reward=_crop(rows[1:, :, -1:], 1),
+            obs=_own(rows[:, :, :obs_dim]),
+            action=_own(rows[1:, :, obs_dim:-1]),
+            reward=_own(rows[1:, :, -1:]),
             task=torch.from_numpy(self._tasks[drawn]),
+            teacher_reward=taught,
         )
 
     def _draw(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -103,63 +140,89 @@ class SliceSampler:
         return _below(raw[: self.batch_size], self.num_episodes), _below(raw[self.batch_size :], self._starts)
 
     def _gather(self, episodes: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Rows [H+1,B,O+A+1] of the store."""
+        """[H+1,B,O+A+1] in the task set's widths: one gather from the mapped rows, then zeros for padding."""
         store = self.store
-        length = self.horizon + 1
-        shards = np.searchsorted(store.shard_starts, episodes, side="right") - 1
-        first = (episodes - store.shard_starts[shards]) * store.episode_steps + starts
-        index = first[None, :] + np.arange(length)[:, None]
-        parts = [(int(shard), np.flatnonzero(shards == shard)) for shard in np.unique(shards)]
+        task = store.task_ids[episodes]
+        width = store.header.widths[task]
+        first = store.offsets[episodes] + starts * width
         if self._batches_to_announce > 0:
             self._batches_to_announce -= 1
-            for shard, here in parts:
-                store.will_read(shard, first[here], length)
+            store.will_read(first, (self.horizon + 1) * width)
         faults = _disk_waits()
-        rows = np.empty((length, len(episodes), store.header.width), dtype=np.float32)
-        for shard, here in parts:
-            rows[:, here] = store.rows(shard)[index[:, here]]
+        values = store.rows.take(self._template[:, task] + first[None, :, None]).astype(np.float32, copy=False)
         if _disk_waits() > faults:
             self._batches_to_announce = _ANNOUNCE
-        return rows
+        # Padding was read from a slice's first observation, which is finite.
+        values *= self._held[task]
+        return values
 
 
 class Prefetcher:
-    """Iterates over a sampler's batches from `start_step` on, prepared by one thread up to `depth` ahead.
+    """Iterates over a sampler's batches from `start_step` on, prepared by threads up to `depth` steps ahead.
 
-    The order is exactly the steps'. For a CUDA device, batches wait in page-locked memory and are copied on
-    the consumer's current stream without blocking it. Use as a context manager, or call `close`.
+    The order is exactly the steps', whatever the number of threads. For a CUDA device, a batch is put into
+    page-locked memory and copied on a stream of its own as soon as it is ready; the consumer's stream waits for that
+    copy alone, and the host for nothing. Use as a context manager, or call `close`.
     """
 
-    def __init__(self, sampler: SliceSampler, device: torch.device | str, start_step: int = 0, depth: int = 4) -> None:
-        if depth < 1:
-            raise DataError(f"found prefetch depth {depth}, expected at least 1.")
+    def __init__(
+        self,
+        sampler: SliceSampler,
+        device: torch.device | str,
+        start_step: int = 0,
+        depth: int = 4,
+        threads: int = 1,
+    ) -> None:
+        if depth < 1 or threads < 1:
+            raise DataError(f"found prefetch depth {depth} and {threads} threads, expected at least 1.")
         self._sampler = sampler
         self._device = torch.device(device)
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._depth = depth
+        self._next = start_step  # the consumer's
+        self._claimed = start_step  # the first that no thread has begun
+        self._ready: dict[int, _Prepared | BaseException] = {}
+        self._changed = threading.Condition()
+        self._stopped = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, args=(start_step,), name="batch-prefetcher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batch-prefetcher-{n}", daemon=True) for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        """The next step's batch on the device; raises what the thread met, and stops once closed."""
+        """The next step's batch on the device; raises what its thread met, and stops once closed."""
         if self._error is not None:
             raise self._error
-        if self._stop.is_set():
-            raise StopIteration
-        item = self._queue.get()
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next in self._ready)
+            if self._stopped:
+                raise StopIteration
+            item = self._ready.pop(self._next)
+            self._next += 1
+            self._changed.notify_all()
         if isinstance(item, BaseException):
             self._error = item
             raise item
-        return item.to(self._device, non_blocking=True) if self._device.type == "cuda" else item.to(self._device)
+        batch, copied = item
+        if copied is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(copied)
+            for values in batch.tensors():
+                values.record_stream(current)
+        return batch
 
     def close(self) -> None:
-        """Stops and joins the thread; batches prepared ahead are dropped."""
-        self._stop.set()
-        self._thread.join()
+        """Stops and joins the threads; batches prepared ahead are dropped."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> Prefetcher:
         return self
@@ -169,31 +232,64 @@ class Prefetcher:
     ) -> None:
         self.close()
 
-    def _work(self, step: int) -> None:
-        try:
-            while not self._stop.is_set():
-                batch = self._sampler.batch(step)
-                self._put(batch.pin_memory() if self._device.type == "cuda" else batch)
-                step += 1
-        except BaseException as error:  # carried over to the consumer, who raises it
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> None:
-        while not self._stop.is_set():
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._claimed < self._next + self._depth)
+                if self._stopped:
+                    return
+                step = self._claimed
+                self._claimed += 1
+            item: _Prepared | BaseException
             try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-        return None
+                item = self._prepared(step)
+            except BaseException as error:  # carried over to the consumer, who raises it
+                item = error
+            with self._changed:
+                self._ready[step] = item
+                self._changed.notify_all()
+
+    def _prepared(self, step: int) -> _Prepared:
+        batch = self._sampler.batch(step)
+        if self._stream is None:
+            return batch.to(self._device), None
+        with torch.cuda.stream(self._stream):
+            return batch.pin_memory().to(self._device, non_blocking=True), self._stream.record_event()
+
+
+def _slice_templates(
+    store: EpisodeStore, task_set: TaskSet, length: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """For every task of the store: offsets [length, tasks, O+A+1] of a slice's values, and [tasks, O+A+1] 1 or 0.
+
+    Columns are those of the task set, which knows a task's own widths; a column that a task does not have is padding.
+    """
+    obs_dim, columns = task_set.obs_dim, task_set.obs_dim + task_set.action_dim + 1
+    offsets = np.zeros((length, len(store.tasks), columns), np.int64)
+    held = np.zeros((len(store.tasks), columns), np.float32)
+    for k, name in enumerate(store.tasks):
+        if name not in task_set.tasks:
+            continue
+        own = task_set.index(name)
+        o, a = task_set.obs_dims[own], task_set.action_dims[own]
+        stored, width = store.header.obs_dims[k], int(store.header.widths[k])
+        within = np.concatenate([np.arange(o), stored + np.arange(a), [width - 1]])
+        at = np.concatenate([np.arange(o), obs_dim + np.arange(a), [columns - 1]])
+        offsets[:, k, at] = within[None, :] + np.arange(length)[:, None] * width
+        held[k, at] = 1.0
+    return offsets, held
 
 
 def _match(store: EpisodeStore, task_set: TaskSet) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The episodes whose task is in the task set, and each one's id there."""
     for name, obs_dim, action_dim in zip(task_set.tasks, task_set.obs_dims, task_set.action_dims, strict=True):
-        if obs_dim > store.obs_dim or action_dim > store.action_dim:
+        if name not in store.tasks:
+            continue
+        k = store.tasks.index(name)
+        if obs_dim > store.header.obs_dims[k] or action_dim > store.header.action_dims[k]:
             raise DataError(
-                f"{store.path}: found rows of obs {store.obs_dim} and action {store.action_dim}, but "
-                f"task '{name}' needs {obs_dim} and {action_dim}; use a store recorded for this task set."
+                f"{store.path}: found rows of obs {store.header.obs_dims[k]} and action {store.header.action_dims[k]}, "
+                f"but task '{name}' needs {obs_dim} and {action_dim}; use a store recorded for this task set."
             )
     ids = np.full(len(store.tasks), -1, dtype=np.int64)
     for position, name in enumerate(store.tasks):
@@ -224,6 +320,6 @@ def _below(raw: npt.NDArray[np.uint64], limit: int) -> npt.NDArray[np.int64]:
     return ((high * n + ((low * n) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
 
 
-def _crop(values: npt.NDArray[np.float32], width: int) -> torch.Tensor:
-    """[…,W] -> a contiguous tensor […,width]. What falls away is padding: the store's checks say so."""
-    return torch.from_numpy(np.ascontiguousarray(values[..., :width]))
+def _own(values: npt.NDArray[np.float32]) -> torch.Tensor:
+    """A contiguous tensor."""
+    return torch.from_numpy(np.ascontiguousarray(values))

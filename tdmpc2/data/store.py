@@ -1,54 +1,56 @@
 """The project's own episode store: memory-mapped, append-only, whole after a crash at any moment.
 
     DIR/
-      store.json            what the store holds and every shard's sizes and checksums; replaced last
-      store.lock            held while a writer is open
-      shard-00000.rows      little-endian float32 [episodes, T, O+A+1]: one row is [obs | action | reward]
-      shard-00000.tasks     little-endian int16 [episodes]: ids in the store's own order of tasks
-      shard-00000.returns   little-endian float32 [episodes]: sum of the rewards from step 1 on
+      store.json    what the store holds: its segments, their sizes and checksums; replaced last
+      store.lock    held while a writer is open
+      rows.bin      little-endian floats: per episode T rows of [obs | action | reward] in its task's own widths
+      tasks.bin     little-endian int16 [episodes]: ids in the store's own order of tasks
+      returns.bin   little-endian float32 [episodes]: sum of the rewards from step 1 on
 
-One slice of H+1 steps is one contiguous run of bytes. T is the decisions of an episode plus 1: action and
-reward of row t led to the observation of row t, so those of row 0 stand for nothing and are never used.
-Opening reads store.json and the shards' sizes only. A reader sees the shards listed when it opened.
+One slice of H+1 steps is one contiguous run of bytes, and a batch is one gather from one mapped file. T is the
+decisions of an episode plus 1: action and reward of row t led to the observation of row t, so those of row 0 stand
+for nothing and are never used. store.json is the record of what is committed: what the other files hold beyond it
+was left by a writer that was killed; readers do not see it and the next writer cuts it off. Opening reads
+store.json and the sizes of the files only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import mmap
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from tdmpc2.data.checks import EpisodeChecker, known_obs_dims
+from tdmpc2.data.checks import EpisodeChecker, known_widths
 from tdmpc2.errors import DataError
-from tdmpc2.fileio import atomic_write_bytes, atomic_write_text, write_error
+from tdmpc2.fileio import atomic_write_text, write_error
 from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-episodes"
-VERSION = 1
+VERSION = 2
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 _HEADER = "store.json"
 _LOCK = "store.lock"
-_DTYPES = {"float32": np.dtype("<f4")}
+_COLUMNS = ("rows", "tasks", "returns")
 _TASK_DTYPE = np.dtype("<i2")
 _RETURN_DTYPE = np.dtype("<f4")
-_SHARD_NAME = re.compile(r"shard-\d{5,}")
 _BLOCK_BYTES = 16 << 20
-_SHARD_TYPES: dict[str, type] = {
-    "name": str,
+_SEGMENT_TYPES: dict[str, type] = {
     "episodes": int,
+    "rows_bytes": int,
     "rows_sha256": str,
     "tasks_sha256": str,
     "returns_sha256": str,
@@ -59,11 +61,11 @@ _SHARD_TYPES: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One shard as store.json lists it. `details` is whatever its writer noted about the source."""
+class Segment:
+    """What one writer added, as store.json lists it. `details` is whatever it noted about the source."""
 
-    name: str
     episodes: int
+    rows_bytes: int
     rows_sha256: str
     tasks_sha256: str
     returns_sha256: str
@@ -74,37 +76,63 @@ class Shard:
 
 @dataclass(frozen=True)
 class Header:
-    """The content of store.json."""
+    """The content of store.json. `obs_dims` and `action_dims` are each task's own widths."""
 
     tasks: tuple[str, ...]
-    obs_dim: int
-    action_dim: int
+    obs_dims: tuple[int, ...]
+    action_dims: tuple[int, ...]
     episode_steps: int
     dtype: str = "float32"
     notes: str = ""
-    shards: tuple[Shard, ...] = ()
+    segments: tuple[Segment, ...] = ()
 
     @property
-    def width(self) -> int:
-        """Columns of a row: O + A + 1."""
-        return self.obs_dim + self.action_dim + 1
+    def widths(self) -> npt.NDArray[np.int64]:
+        """int64 [tasks]: columns of a row, O + A + 1."""
+        return np.asarray(self.obs_dims, np.int64) + np.asarray(self.action_dims, np.int64) + 1
 
-    @property
-    def episode_bytes(self) -> int:
-        return self.episode_steps * self.width * _DTYPES[self.dtype].itemsize
+    def episode_bytes(self, task: int | None = None) -> int:
+        """Bytes of an episode's rows, of the widest task unless one is named."""
+        width = int(self.widths.max() if task is None else self.widths[task])
+        return self.episode_steps * width * DTYPES[self.dtype].itemsize
+
+    def committed(self) -> dict[str, int]:
+        """Bytes of each file that belong to the store."""
+        episodes = sum(segment.episodes for segment in self.segments)
+        return {
+            "rows": sum(segment.rows_bytes for segment in self.segments),
+            "tasks": episodes * _TASK_DTYPE.itemsize,
+            "returns": episodes * _RETURN_DTYPE.itemsize,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeBlock:
+    """Whole episodes, zero-padded to the store's widest task.
+
+    Attributes:
+        obs: float32 [E,T,O].
+        action: float32 [E,T,A], those of step 0 stand for nothing.
+        reward: float32 [E,T], likewise.
+        task: int64 [E], positions in the store's tasks.
+    """
+
+    obs: npt.NDArray[np.float32]
+    action: npt.NDArray[np.float32]
+    reward: npt.NDArray[np.float32]
+    task: npt.NDArray[np.int64]
 
 
 class EpisodeStore:
     """Episodes of several tasks on disk; make one with `create` or `open`.
 
-    `notes` and each shard's `source` and `details` say where the data comes from.
+    `notes` and each segment's `source` and `details` say where the data comes from.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self.header = header
-        self._rows: dict[int, npt.NDArray[np.float32]] = {}
-        self._mappings: dict[int, mmap.mmap] = {}
+        self._mapping: mmap.mmap | None = None
 
     @classmethod
     def create(
@@ -115,8 +143,19 @@ class EpisodeStore:
         action_dim: int,
         episode_steps: int,
         notes: str = "",
+        dtype: str = "float32",
     ) -> EpisodeStore:
-        """Makes an empty store in a new or empty folder. `episode_steps` is T, the decisions plus 1."""
+        """Makes an empty store in a new or empty folder.
+
+        Args:
+            path: the folder.
+            task_set_names: a task's position is its id in the store.
+            obs_dim, action_dim: widths of the episodes that will be written. A task of a known environment is
+                stored in its own.
+            episode_steps: T, the decisions of an episode plus 1.
+            notes: kept with the store.
+            dtype: float32, exact; or float16, in half the space and with 11 bits of precision.
+        """
         path = Path(path)
         names = tuple(task_set_names)
         if not names or len(set(names)) != len(names):
@@ -128,39 +167,49 @@ class EpisodeStore:
                 f"{path}: found obs_dim {obs_dim}, action_dim {action_dim} and episode_steps "
                 f"{episode_steps}, expected at least 1, 1 and 2."
             )
-        widest = max(known_obs_dims(names) or (0,))
-        if widest > obs_dim:
-            raise DataError(f"{path}: found obs_dim {obs_dim}, expected at least {widest}, its widest task's.")
+        if dtype not in DTYPES:
+            raise DataError(f"{path}: found dtype {dtype!r}, expected one of {', '.join(DTYPES)}.")
+        obs_dims, action_dims = known_widths(names) or ((obs_dim,) * len(names), (action_dim,) * len(names))
+        if max(obs_dims) > obs_dim or max(action_dims) > action_dim:
+            raise DataError(
+                f"{path}: found obs_dim {obs_dim} and action_dim {action_dim}, expected at least {max(obs_dims)} "
+                f"and {max(action_dims)}, its widest tasks'."
+            )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
-        store = cls(path, Header(names, obs_dim, action_dim, episode_steps, notes=notes))
+        store = cls(path, Header(names, obs_dims, action_dims, episode_steps, dtype, notes))
         store._write_header(store.header)
         return store
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
-        """Opens a store; checks its version and that every shard has its full size. Reads no data."""
+        """Opens a store; checks its version and that every file holds all that was committed. Reads no data."""
         path = Path(path)
         header = _read_header(path / _HEADER)
-        for shard in header.shards:
-            for suffix, size in _sizes(header, shard.episodes).items():
-                file = path / f"{shard.name}.{suffix}"
-                found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
-                if found != f"{size} bytes":
-                    raise DataError(
-                        f"{file}: found {found}, expected {size} bytes; the store is incomplete. Copy "
-                        "the file again from where it came, or make the store anew."
-                    )
+        for column, size in header.committed().items():
+            file = path / f"{column}.bin"
+            held = file.stat().st_size if file.is_file() else None
+            if size and (held is None or held < size):
+                found = "no such file" if held is None else f"{held} bytes"
+                raise DataError(
+                    f"{file}: found {found}, expected {size} bytes; the store is incomplete. Copy "
+                    "the file again from where it came, or make the store anew."
+                )
         return cls(path, header)
 
     def __len__(self) -> int:
         """The number of episodes."""
-        return sum(shard.episodes for shard in self.header.shards)
+        return sum(segment.episodes for segment in self.header.segments)
 
     @property
     def num_transitions(self) -> int:
         """Rows, step 0 of each episode included (so MT30 counts as its publishers count it)."""
         return len(self) * self.episode_steps
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the rows on disk."""
+        return self.header.committed()["rows"]
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -169,11 +218,13 @@ class EpisodeStore:
 
     @property
     def obs_dim(self) -> int:
-        return self.header.obs_dim
+        """The widest task's."""
+        return max(self.header.obs_dims)
 
     @property
     def action_dim(self) -> int:
-        return self.header.action_dim
+        """The widest task's."""
+        return max(self.header.action_dims)
 
     @property
     def episode_steps(self) -> int:
@@ -185,93 +236,134 @@ class EpisodeStore:
         return self.header.notes
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
-        return self.header.shards
+    def segments(self) -> tuple[Segment, ...]:
+        return self.header.segments
 
     @cached_property
-    def shard_starts(self) -> npt.NDArray[np.int64]:
-        """int64 [shards + 1]: the first episode of each shard, then the number of episodes."""
-        return np.cumsum([0] + [shard.episodes for shard in self.shards], dtype=np.int64)
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over layout and content, the same wherever the store lies."""
+        h = self.header
+        facts = [h.tasks, h.obs_dims, h.action_dims, h.episode_steps, h.dtype]
+        sums = [(s.rows_sha256, s.tasks_sha256, s.episodes) for s in h.segments]
+        return hashlib.sha256(json.dumps([facts, sums]).encode()).hexdigest()[:16]
 
     @cached_property
     def task_ids(self) -> npt.NDArray[np.int16]:
         """int16 [E]: each episode's task, as a position in `tasks`."""
-        return self._small("tasks", _TASK_DTYPE)
+        ids = self._column("tasks", _TASK_DTYPE)
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(self.tasks):
+            raise DataError(
+                f"{self.path / 'tasks.bin'}: found task ids {ids.min()} to {ids.max()}, expected 0 to "
+                f"{len(self.tasks) - 1}; its content has changed. Make the store anew."
+            )
+        return ids
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [E + 1]: where each episode begins in `rows`, in elements; the last is their number."""
+        sizes = self.header.widths[self.task_ids] * self.episode_steps
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        if offsets[-1] * DTYPES[self.header.dtype].itemsize != self.num_bytes:
+            raise DataError(
+                f"{self.path / 'tasks.bin'}: its tasks add up to {offsets[-1]} values, but rows.bin was committed "
+                f"with {self.num_bytes} bytes; its content has changed. Make the store anew."
+            )
+        return offsets
 
     def returns(self) -> npt.NDArray[np.float32]:
         """float32 [E]: each episode's return, the sum of its rewards from step 1 on."""
-        return self._small("returns", _RETURN_DTYPE)
+        return self._column("returns", _RETURN_DTYPE)
 
-    def rows(self, shard: int) -> npt.NDArray[np.float32]:
-        """[episodes * T, O+A+1]: a shard's rows, mapped read-only."""
-        if shard not in self._rows:
-            path = self.path / f"{self.shards[shard].name}.rows"
-            try:
-                with path.open("rb") as file:
-                    self._mappings[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                values = np.frombuffer(self._mappings[shard], dtype=_DTYPES[self.header.dtype])
-                self._rows[shard] = values.reshape(-1, self.header.width)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
-        return self._rows[shard]
+    @cached_property
+    def rows(self) -> npt.NDArray[Any]:
+        """All rows one after the other, 1-D, mapped read-only; `offsets` says where episodes begin."""
+        dtype = DTYPES[self.header.dtype]
+        if not len(self):
+            return np.empty(0, dtype)
+        path = self.path / "rows.bin"
+        try:
+            with path.open("rb") as file:
+                self._mapping = mmap.mmap(file.fileno(), self.num_bytes, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
+        return np.frombuffer(self._mapping, dtype=dtype)
 
-    def will_read(self, shard: int, first_rows: npt.NDArray[np.int64], count: int) -> None:
-        """Tells the system to fetch `count` rows from each of `first_rows` on, all at once, in the background.
+    def will_read(self, first: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> None:
+        """Tells the system to fetch `count` elements from each of `first` on, all at once, in the background.
 
         Without this, rows that are not in memory are fetched one after the other, as they are touched.
         """
-        if not hasattr(mmap, "MADV_WILLNEED"):
+        if not hasattr(mmap, "MADV_WILLNEED") or not self.rows.size or self._mapping is None:
             return
-        self.rows(shard)
-        row_bytes = self.header.width * _DTYPES[self.header.dtype].itemsize
-        starts = first_rows * row_bytes
+        itemsize = DTYPES[self.header.dtype].itemsize
+        starts = first * itemsize
         pages = starts - starts % mmap.PAGESIZE
-        sizes = starts - pages + count * row_bytes
-        advise = self._mappings[shard].madvise
+        sizes = starts - pages + count * itemsize
+        advise = self._mapping.madvise
         for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
             advise(mmap.MADV_WILLNEED, page, size)
 
     def episode(self, index: int) -> dict[str, Any]:
-        """Views of one episode: obs [T,O], action [T,A], reward [T], and its task's name."""
+        """Views of one episode in its task's own widths: obs [T,O], action [T,A], reward [T], and the task's name."""
         if not 0 <= index < len(self):
             raise DataError(f"{self.path}: found episode {index}, expected 0 to {len(self) - 1}.")
-        shard = int(np.searchsorted(self.shard_starts, index, side="right")) - 1
-        first = (index - int(self.shard_starts[shard])) * self.episode_steps
-        rows = self.rows(shard)[first : first + self.episode_steps]
+        task = int(self.task_ids[index])
+        rows = self.rows[self.offsets[index] : self.offsets[index + 1]].reshape(self.episode_steps, -1)
+        obs_dim = self.header.obs_dims[task]
         return {
-            "obs": rows[:, : self.obs_dim],
-            "action": rows[:, self.obs_dim : -1],
+            "obs": rows[:, :obs_dim],
+            "action": rows[:, obs_dim:-1],
             "reward": rows[:, -1],
-            "task": self.tasks[int(self.task_ids[index])],
+            "task": self.tasks[task],
         }
 
+    def read_episodes(self, first: int, stop: int) -> EpisodeBlock:
+        """Episodes `first` to `stop - 1` as a block."""
+        if not 0 <= first <= stop <= len(self):
+            raise DataError(f"{self.path}: found episodes {first} to {stop}, expected within 0 to {len(self)}.")
+        task = self.task_ids[first:stop].astype(np.int64)
+        shape = (stop - first, self.episode_steps)
+        obs = np.zeros((*shape, self.obs_dim), np.float32)
+        action = np.zeros((*shape, self.action_dim), np.float32)
+        reward = np.empty(shape, np.float32)
+        for start, end in _runs(task):
+            o, a = self.header.obs_dims[task[start]], self.header.action_dims[task[start]]
+            rows = self.rows[self.offsets[first + start] : self.offsets[first + end]]
+            rows = rows.reshape(end - start, self.episode_steps, o + a + 1)
+            obs[start:end, :, :o] = rows[..., :o]
+            action[start:end, :, :a] = rows[..., o:-1]
+            reward[start:end] = rows[..., -1]
+        return EpisodeBlock(obs, action, reward, task)
+
     def verify(self) -> int:
-        """Reads every shard and compares its checksums; returns the bytes read, or raises a `DataError`."""
+        """Reads everything and compares its checksums; returns the bytes read, or raises a `DataError`."""
         total = 0
-        for shard in self.shards:
-            expected = {
-                "rows": shard.rows_sha256,
-                "tasks": shard.tasks_sha256,
-                "returns": shard.returns_sha256,
-            }
-            for suffix, checksum in expected.items():
-                file = self.path / f"{shard.name}.{suffix}"
-                digest = hashlib.sha256()
-                try:
-                    with file.open("rb") as content:
-                        while block := content.read(_BLOCK_BYTES):
-                            digest.update(block)
-                            total += len(block)
-                except OSError as error:
-                    raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
-                if digest.hexdigest() != checksum:
-                    raise DataError(
-                        f"{file}: found SHA-256 {digest.hexdigest()[:12]}…, expected "
-                        f"{checksum[:12]}…; its content "
-                        f"has changed. It was made from {shard.source or 'an unnamed source'}: make "
-                        "the store anew."
-                    )
+        for column in _COLUMNS:
+            file = self.path / f"{column}.bin"
+            if not self.segments:
+                return 0
+            try:
+                with file.open("rb") as content:
+                    for segment in self.segments:
+                        total += self._verify_segment(file, content, column, segment)
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+        self.offsets  # noqa: B018 - tasks and rows must agree
         return total
+
+    def _verify_segment(self, file: Path, content: BinaryIO, column: str, segment: Segment) -> int:
+        size = _column_bytes(segment)[column]
+        expected = str(getattr(segment, f"{column}_sha256"))
+        digest, left = hashlib.sha256(), size
+        while left and (block := content.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+        if digest.hexdigest() != expected:
+            raise DataError(
+                f"{file}: found SHA-256 {digest.hexdigest()[:12]}…, expected {expected[:12]}… in the part made from "
+                f"{segment.source or 'an unnamed source'}; its content has changed. Make the store anew."
+            )
+        return size
 
     def append(
         self,
@@ -282,17 +374,25 @@ class EpisodeStore:
         source: str = "",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Adds obs [E,T,O], action [E,T,A], reward [E,T], task [E] as one shard: checked, durable on return."""
+        """Adds obs [E,T,O], action [E,T,A], reward [E,T], task [E] as one segment: checked, durable on return."""
         with self.writer(source=source, details=details) as writer:
             writer.write(obs, action, reward, task)
 
-    def writer(self, source: str = "", details: Mapping[str, Any] | None = None) -> StoreWriter:
-        """A context manager that adds one shard in blocks; nothing of it is seen until it ends well."""
-        return StoreWriter(self, source, dict(details or {}))
+    def writer(self, source: str = "", details: Mapping[str, Any] | None = None, first_episode: int = 0) -> StoreWriter:
+        """A context manager that adds one segment in blocks; nothing of it is seen until it ends well.
 
-    def check_space(self, episodes: int) -> None:
-        """Raises a `DataError` when the disk cannot hold that many more episodes."""
-        needed = episodes * self.header.episode_bytes
+        `first_episode` is the number that the source gives to the first one: errors name episodes by the source's.
+        """
+        return StoreWriter(self, source, dict(details or {}), first_episode)
+
+    def check_space(self, episodes: int, task_shares: npt.NDArray[np.float64] | None = None) -> None:
+        """Raises a `DataError` when the disk cannot hold that many more episodes.
+
+        Without `task_shares` (float [tasks], adding up to 1), all tasks are taken to be equally frequent.
+        """
+        shares = np.full(len(self.tasks), 1 / len(self.tasks)) if task_shares is None else task_shares
+        sizes = [self.header.episode_bytes(task) for task in range(len(self.tasks))]
+        needed = int(episodes * float(shares @ np.asarray(sizes)))
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise DataError(
@@ -300,10 +400,14 @@ class EpisodeStore:
                 f"{episodes:,} episodes; free some space or choose another disk."
             )
 
-    def _small(self, suffix: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        parts = [np.fromfile(self.path / f"{s.name}.{suffix}", dtype=dtype) for s in self.shards]
+    def _column(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         native = dtype.newbyteorder("=")
-        return np.concatenate(parts).astype(native) if parts else np.empty(0, native)
+        if not len(self):
+            return np.empty(0, native)
+        try:
+            return np.fromfile(self.path / f"{name}.bin", dtype=dtype, count=len(self)).astype(native)
+        except OSError as error:
+            raise DataError(f"{self.path / name}.bin: cannot be read ({error.strerror}).") from error
 
     def _write_header(self, header: Header) -> None:
         content = {"format": FORMAT, "version": VERSION, **asdict(header)}
@@ -312,30 +416,33 @@ class EpisodeStore:
     def _reload(self) -> None:
         """Takes over the header on disk (another process may have appended) and forgets what was derived."""
         self.header = _read_header(self.path / _HEADER)
-        self.__dict__.pop("shard_starts", None)
-        self.__dict__.pop("task_ids", None)
+        for derived in ("fingerprint", "task_ids", "offsets", "rows"):
+            self.__dict__.pop(derived, None)
 
 
 class StoreWriter:
-    """Writes one shard, as a context manager (see `EpisodeStore.writer`); `episodes` counts those written."""
+    """Writes one segment, as a context manager (see `EpisodeStore.writer`); `episodes` counts those written."""
 
-    def __init__(self, store: EpisodeStore, source: str, details: dict[str, Any]) -> None:
+    def __init__(self, store: EpisodeStore, source: str, details: dict[str, Any], first_episode: int = 0) -> None:
         self.episodes = 0
+        self._first_episode = first_episode
         self._store = store
         self._source = source
         self._details = details
-        self._tasks: list[npt.NDArray[np.int16]] = []
-        self._returns: list[npt.NDArray[np.float32]] = []
-        self._digest = hashlib.sha256()
+        self._digests = {column: hashlib.sha256() for column in _COLUMNS}
+        self._rows_bytes = 0
         self._whole = True
+        self._files: dict[str, BinaryIO] = {}
         self._lock = FileLock(store.path / _LOCK)
+        header = store.header
+        known = known_widths(header.tasks)
         self._checker = EpisodeChecker(
             source=source or str(store.path),
-            tasks=store.tasks,
+            tasks=header.tasks,
             obs_dim=store.obs_dim,
             action_dim=store.action_dim,
-            episode_steps=store.episode_steps,
-            obs_dims=known_obs_dims(store.tasks),
+            episode_steps=header.episode_steps,
+            obs_dims=None if known is None else known[0],
         )
 
     def __enter__(self) -> StoreWriter:
@@ -348,42 +455,75 @@ class StoreWriter:
             raise write_error(store.path / _LOCK, error) from error
         try:
             store._reload()
-            for leftover in store.path.glob(".*.tmp"):  # of a writer that was killed
-                leftover.unlink(missing_ok=True)
-            number = 1 + max((int(shard.name.removeprefix("shard-")) for shard in store.shards), default=-1)
-            self._name = f"shard-{number:05d}"
-            self._rows = store.path / f"{self._name}.rows"
-            self._temporary = store.path / f".{self._rows.name}.tmp"
-            self._file = self._temporary.open("wb")
-        except OSError as error:
-            self._lock.release()
-            raise write_error(store.path, error) from error
-        except BaseException:
-            self._lock.release()
+            for column, size in store.header.committed().items():
+                file = (store.path / f"{column}.bin").open("ab")
+                self._files[column] = file
+                if file.tell() < size:
+                    raise DataError(
+                        f"{file.name}: found {file.tell()} bytes, expected {size}; the store is incomplete. Copy the "
+                        "file again from where it came, or make the store anew."
+                    )
+                file.truncate(size)  # of a writer that was killed
+        except BaseException as error:
+            self._close()
+            if isinstance(error, OSError):
+                raise write_error(store.path, error) from error
             raise
         return self
 
     def write(self, obs: npt.ArrayLike, action: npt.ArrayLike, reward: npt.ArrayLike, task: npt.ArrayLike) -> None:
-        """Adds obs [E,T,O], action [E,T,A], reward [E,T] and task [E], after checking them (see `checks`)."""
+        """Adds obs [E,T,O], action [E,T,A], reward [E,T] and task [E], after checking them (see `checks`).
+
+        Action columns that a task does not have are dropped: no environment reads them.
+        """
         o, a, r = (np.asarray(x, dtype=np.float32) for x in (obs, action, reward))
-        ids = self._checker.check(o, a, r, np.asarray(task), self.episodes)
-        header = self._store.header
-        step = max(1, _BLOCK_BYTES // header.episode_bytes)
-        try:
-            for start in range(0, len(o), step):
-                part = slice(start, start + step)
-                rows = np.concatenate([o[part], a[part], r[part, :, None]], axis=-1)
-                data = np.ascontiguousarray(rows, dtype=_DTYPES[header.dtype]).data
-                self._digest.update(data)
-                self._file.write(data)
-        except BaseException as error:
-            self._whole = False  # this block may be half written, so the shard must never be seen
-            if isinstance(error, OSError):
-                raise write_error(self._rows, error) from error
-            raise
-        self._tasks.append(ids)
-        self._returns.append(r[:, 1:].sum(axis=1, dtype=np.float64).astype(np.float32))
+        ids = self._checker.check(o, a, r, np.asarray(task), self._first_episode + self.episodes)
+        step = max(1, _BLOCK_BYTES // self._store.header.episode_bytes())
+        for start in range(0, len(o), step):
+            part = slice(start, start + step)
+            rows = self._joined(o[part], a[part], r[part], ids[part], self._first_episode + self.episodes + start)
+            self._write("rows", rows)
+            self._rows_bytes += rows.nbytes
+        self._write("tasks", ids.astype(_TASK_DTYPE))
+        self._write("returns", r[:, 1:].sum(axis=1, dtype=np.float64).astype(_RETURN_DTYPE))
         self.episodes += len(o)
+
+    def _joined(
+        self,
+        obs: npt.NDArray[np.float32],
+        action: npt.NDArray[np.float32],
+        reward: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int16],
+        first_episode: int,
+    ) -> npt.NDArray[Any]:
+        """The episodes' rows one after the other, each in its task's widths and the store's type."""
+        header = self._store.header
+        steps, dtype = header.episode_steps, DTYPES[header.dtype]
+        out = np.empty(int(header.widths[ids].sum()) * steps, dtype)
+        position = 0
+        with np.errstate(over="ignore"):  # found below
+            for start, stop in _runs(ids):
+                o, a = header.obs_dims[ids[start]], header.action_dims[ids[start]]
+                count = (stop - start) * steps * (o + a + 1)
+                rows = out[position : position + count].reshape(stop - start, steps, o + a + 1)
+                rows[..., :o] = obs[start:stop, :, :o]
+                rows[..., o:-1] = action[start:stop, :, :a]
+                rows[..., -1] = reward[start:stop]
+                if header.dtype != "float32":
+                    self._checker.representable(rows, o, header.dtype, first_episode + start)
+                position += count
+        return out
+
+    def _write(self, column: str, values: npt.NDArray[Any]) -> None:
+        data = np.ascontiguousarray(values).data.cast("B")
+        self._digests[column].update(data)
+        try:
+            self._files[column].write(data)
+        except BaseException as error:
+            self._whole = False  # this block may be half written, so the segment must never be seen
+            if isinstance(error, OSError):
+                raise write_error(self._files[column].name, error) from error
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -392,46 +532,57 @@ class StoreWriter:
             if kind is None and self._whole and self.episodes:
                 self._publish()
         finally:
-            with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
-                self._file.close()
-            with contextlib.suppress(OSError):  # what is left is removed by the next writer
-                self._temporary.unlink(missing_ok=True)
-            self._lock.release()
+            self._close()
 
     def _publish(self) -> None:
-        """Rows, small files, header, in this order: only the last makes the shard part of the store."""
+        """Data first, then the header: only the header makes the segment part of the store."""
         store = self._store
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._temporary.replace(self._rows)
-        except OSError as error:
-            raise write_error(self._rows, error) from error
-        tasks = np.concatenate(self._tasks).astype(_TASK_DTYPE).tobytes()
-        returns = np.concatenate(self._returns).astype(_RETURN_DTYPE).tobytes()
-        atomic_write_bytes(store.path / f"{self._name}.tasks", tasks)
-        atomic_write_bytes(store.path / f"{self._name}.returns", returns)
-        shard = Shard(
-            name=self._name,
+        for file in self._files.values():
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise write_error(file.name, error) from error
+        segment = Segment(
             episodes=self.episodes,
-            rows_sha256=self._digest.hexdigest(),
-            tasks_sha256=hashlib.sha256(tasks).hexdigest(),
-            returns_sha256=hashlib.sha256(returns).hexdigest(),
+            rows_bytes=self._rows_bytes,
+            rows_sha256=self._digests["rows"].hexdigest(),
+            tasks_sha256=self._digests["tasks"].hexdigest(),
+            returns_sha256=self._digests["returns"].hexdigest(),
             source=self._source,
             details=self._details,
             created_with=package_versions(),
         )
-        store._write_header(replace(store.header, shards=(*store.shards, shard)))
+        store._write_header(replace(store.header, segments=(*store.segments, segment)))
         store._reload()
 
+    def _close(self) -> None:
+        """Ends the writing and frees the space of what was not committed; else the next writer does it."""
+        committed = self._store.header.committed()
+        for column, file in self._files.items():
+            with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
+                file.close()
+            with contextlib.suppress(OSError):
+                if Path(file.name).stat().st_size > committed[column]:
+                    os.truncate(file.name, committed[column])
+        self._lock.release()
 
-def _sizes(header: Header, episodes: int) -> dict[str, int]:
-    """Bytes of each file of a shard, by suffix."""
+
+def _column_bytes(segment: Segment) -> dict[str, int]:
     return {
-        "rows": episodes * header.episode_bytes,
-        "tasks": episodes * _TASK_DTYPE.itemsize,
-        "returns": episodes * _RETURN_DTYPE.itemsize,
+        "rows": segment.rows_bytes,
+        "tasks": segment.episodes * _TASK_DTYPE.itemsize,
+        "returns": segment.episodes * _RETURN_DTYPE.itemsize,
     }
+
+
+def _runs(ids: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Start and end of every run of equal ids."""
+    if not len(ids):
+        return
+    edges = np.flatnonzero(np.diff(ids)) + 1
+    bounds = [0, *edges.tolist(), len(ids)]
+    yield from itertools.pairwise(bounds)
 
 
 def _read_header(path: Path) -> Header:
@@ -448,33 +599,39 @@ def _read_header(path: Path) -> Header:
         raise DataError(f"{path}: is not the header of an episode store; check the store's folder.")
     if content.get("version") != VERSION:
         raise DataError(
-            f"{path}: found store version {content.get('version')}, expected {VERSION}; use the "
-            "version of this program that wrote it, or make the store anew."
+            f"{path}: found store version {content.get('version')}, expected {VERSION}: it was made by another "
+            "version of this program. Import or collect its data again."
         )
     try:
         header = Header(
             tasks=tuple(_typed(content, "tasks", list)),
-            obs_dim=_typed(content, "obs_dim", int),
-            action_dim=_typed(content, "action_dim", int),
+            obs_dims=tuple(_typed(content, "obs_dims", list)),
+            action_dims=tuple(_typed(content, "action_dims", list)),
             episode_steps=_typed(content, "episode_steps", int),
             dtype=_typed(content, "dtype", str),
             notes=_typed(content, "notes", str),
-            shards=tuple(_shard(item) for item in _typed(content, "shards", list)),
+            segments=tuple(_segment(item) for item in _typed(content, "segments", list)),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: {error.args[0]}; copy the store again, or make it anew.") from error
-    if header.dtype not in _DTYPES:
-        raise DataError(f"{path}: found dtype {header.dtype!r}, expected one of {', '.join(_DTYPES)}.")
+    if header.dtype not in DTYPES:
+        raise DataError(f"{path}: found dtype {header.dtype!r}, expected one of {', '.join(DTYPES)}.")
+    for name in ("obs_dims", "action_dims"):
+        widths = getattr(header, name)
+        if len(widths) != len(header.tasks) or not all(type(w) is int and 0 < w < 1 << 20 for w in widths):
+            raise DataError(f"{path}: found {name} {list(widths)[:40]}, expected a width for each of its tasks.")
+    if not header.tasks or not all(isinstance(name, str) for name in header.tasks) or header.episode_steps < 2:
+        raise DataError(f"{path}: found no tasks or episodes without steps; copy the store again, or make it anew.")
     return header
 
 
-def _shard(item: Any) -> Shard:
+def _segment(item: Any) -> Segment:
     if not isinstance(item, dict):
-        raise TypeError("a shard's entry is not an object")
-    shard = Shard(**{f.name: _typed(item, f.name, _SHARD_TYPES[f.name]) for f in fields(Shard)})
-    if not _SHARD_NAME.fullmatch(shard.name) or shard.episodes < 1:
-        raise TypeError(f"shard {shard.name!r} with {shard.episodes} episodes is not a valid entry")
-    return shard
+        raise TypeError("a segment's entry is not an object")
+    segment = Segment(**{f.name: _typed(item, f.name, _SEGMENT_TYPES[f.name]) for f in fields(Segment)})
+    if segment.episodes < 1 or segment.rows_bytes < 1:
+        raise TypeError(f"a segment of {segment.episodes} episodes and {segment.rows_bytes} bytes is not a valid entry")
+    return segment
 
 
 def _typed(content: dict[str, Any], key: str, kind: type) -> Any:

@@ -33,7 +33,7 @@ def collect(
     source: str,
     on_decisions: Callable[[int], None] | None = None,
 ) -> Collected:
-    """Runs `episodes` episodes of each task and appends them to the store as one shard.
+    """Runs `episodes` episodes of each task and appends them to the store as one segment.
 
     Args:
         store: must know the tasks; widths are its own.
@@ -41,10 +41,10 @@ def collect(
         episodes: of each task.
         controller_for, pool_for: make the controller and the pool for a number of slots.
         seed: with the store's size, so that a second collection into the same store differs, it decides every episode.
-        source: kept with the shard.
+        source: kept with the segment.
         on_decisions: told how many decisions were just taken.
 
-    Nothing is seen of an interrupted collection: the shard appears whole, at the end.
+    Nothing is seen of an interrupted collection: the segment appears whole, at the end.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
