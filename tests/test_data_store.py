@@ -84,7 +84,7 @@ def test_half_precision_rounds_and_refuses_what_does_not_fit(tmp_path: Path) -> 
     with pytest.raises(DataError, match="episode 3, step 9, key 'reward': found a value beyond the range of float16"):
         store.append(**data)
     data["reward"][3, 9], data["obs"][4, 0, 2] = 0, -7e4
-    with pytest.raises(DataError, match="episode 4, step 0, key 'obs'.*expected at most 65504.*in float32"):
+    with pytest.raises(DataError, match=r"episode 4, step 0, key 'obs'.*expected at most 65504.*in float32"):
         store.append(**data)
     assert len(EpisodeStore.open(tmp_path / "s")) == 5 and store.verify()
 
