@@ -59,6 +59,8 @@ def main(config: DictConfig) -> None:
     tasks = chosen_task_set(config)
     if tasks is None:
         raise UserError("task=own is for evaluation: name the tasks to label, such as task=mt30.")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {config.batch_size}.")
     device = resolve_device(config.device)
     teacher = live_teacher(config, tasks, device)
     name = config.teacher.name

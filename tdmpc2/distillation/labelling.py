@@ -23,6 +23,8 @@ def label_facts(store: EpisodeStore, teacher: RewardTeacher, name: str) -> Label
     The tasks labelled are the student's that the store has.
     """
     tasks = tuple(task for task in teacher.student_tasks.tasks if task in store.tasks)
+    if not len(store):
+        raise DataError(f"{store.path}: holds no episodes; import or collect some first.")
     if not tasks:
         raise DataError(
             f"{store.path}: holds none of the tasks of '{teacher.student_tasks.name}'; choose the store's task set."
@@ -58,9 +60,10 @@ def label_store(
         on_episodes: told how many episodes were added.
         stop: asked before every forward pass; episodes that are not whole by then are left out.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {batch_size}.")
-    total, count = len(store), max(1, _BATCHES_A_READ * batch_size // (store.episode_steps - 1))
+    total = len(store)
+    count = min(writer.header.block_episodes, max(1, _BATCHES_A_READ * batch_size // (store.episode_steps - 1)))
+    while writer.header.block_episodes % count:  # so that one who goes on after a block forms the same batches
+        count -= 1
     known = {name: number for number, name in enumerate(teacher.student_tasks.tasks)}
     ids = np.array([known.get(name, -1) for name in store.tasks])
     feed = _Feed(teacher, batch_size, store.obs_dim, store.action_dim)
