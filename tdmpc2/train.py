@@ -32,6 +32,8 @@ def main(config: DictConfig) -> None:
             if teacher is not None:
                 loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
                 taught = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
+            elif settings.labels is not None:
+                taught = f"labels in {settings.labels}, d_coef {settings.weights.d_coef}"
             where = f"{settings.device}" if peers.size == 1 else f"{peers.size} processes ({settings.device.type})"
             print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {taught}, on {where}")
         result = train(settings, teacher, peers)

@@ -51,9 +51,10 @@ def settings_of(*overrides: str) -> TrainSettings:
     ],
 )
 def test_every_choice_of_train_composes_and_converts(choice: str) -> None:
-    config = composed("train", "device=cpu", choice)
+    labels = ("teacher.labels=folder",) if choice == "teacher=labels" else ()
+    config = composed("train", "device=cpu", choice, *labels)
     train_settings(config, Path("run"))
-    if choice.startswith("teacher=") and choice != "teacher=none":
+    if choice.startswith("teacher=") and choice not in ("teacher=none", "teacher=labels"):
         size = int(choice.removeprefix("teacher=").removesuffix("M"))
         assert model_dims_of(config.teacher, task_set("mt30"), config).enc_dim == model_dims(size, 24, 6, 30).enc_dim
         assert config.model_size == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,12 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tdmpc2.checkpointing import build_model, check_size, checkpoint_task_set, read_checkpoint
+from tdmpc2.data.batch import Batch
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.model import ModelDims, Part, WorldModel
 from tdmpc2.tasks import TaskSet
 
 TEACHER_PARTS: tuple[Part, ...] = ("encoder", "reward_head")
 """All that reward distillation needs: with the task embedding, 79.8M of the 317M teacher's parameters."""
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class RewardTeacher:
@@ -24,22 +29,31 @@ class RewardTeacher:
         model: the teacher's model; only `TEACHER_PARTS` are used.
         task_set: the teacher's tasks.
         student_tasks: the student's tasks; each must be one of the teacher's, matched by name.
+        precision: float32, or bfloat16 weights and products, in half the memory. The model is cast in place.
 
     Raises:
-        UserError: when the teacher does not know a task of the student, or is not frozen.
+        UserError: when the teacher does not know a task of the student, or the precision is unknown.
     """
 
-    def __init__(self, model: WorldModel, task_set: TaskSet, student_tasks: TaskSet) -> None:
+    def __init__(
+        self, model: WorldModel, task_set: TaskSet, student_tasks: TaskSet, precision: str = "float32"
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UserError(f"teacher.precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
         unknown = [t for t in student_tasks.tasks if t not in task_set.tasks]
         if unknown:
             raise UserError(
                 f"the teacher knows task set '{task_set.name}' and not {', '.join(unknown)}; "
                 "a student can only learn tasks that its teacher knows."
             )
-        self.model = model.eval().requires_grad_(False)
+        self.student_tasks = student_tasks
+        self.precision = precision
+        self.checksum = _checksum(model, task_set)
+        """Short hex: teachers with the same one predict the same, but for their precision."""
+        self.model = model.to(PRECISIONS[precision]).eval().requires_grad_(False)
         self.dims = model.dims
-        device = next(model.parameters()).device
-        self._ids = torch.tensor([task_set.index(t) for t in student_tasks.tasks], device=device)
+        self.device = next(model.parameters()).device
+        self._ids = torch.tensor([task_set.index(t) for t in student_tasks.tasks], device=self.device)
 
     def check_frozen(self) -> None:
         """Raises a UserError if the teacher could learn or drop units: it must stay as it was loaded."""
@@ -57,8 +71,23 @@ class RewardTeacher:
         Widths are adjusted to the teacher's by adding or cutting zero padding: a task has its own width in both.
         """
         ids = self._ids[task] if self.dims.num_tasks else None
-        z = self.model.encode(_fit(obs, self.dims.obs_dim), ids)
+        dtype = PRECISIONS[self.precision]
+        z = self.model.encode(_fit(obs, self.dims.obs_dim).to(dtype), ids)
         return self.model.decode(self.model.reward(z, _fit(action, self.dims.action_dim), ids))
+
+    def teach(self, batch: Batch) -> Batch:
+        """The batch with the teacher's rewards for the first step of each slice."""
+        return replace(batch, teacher_reward=self.rewards(batch.obs[0], batch.action[0], batch.task))
+
+
+def _checksum(model: WorldModel, task_set: TaskSet) -> str:
+    """Over all that a prediction depends on: weights, the bins' range, SimNorm's groups and the tasks of the ids."""
+    d = model.dims
+    digest = hashlib.sha256(repr((task_set.tasks, d.vmin, d.vmax, d.simnorm_dim)).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _fit(x: Tensor, width: int) -> Tensor:
@@ -73,6 +102,7 @@ def load_teacher(
     task: str | TaskSet | None = None,
     model_size: int | None = None,
     device: torch.device | str = "cpu",
+    precision: str = "float32",
 ) -> RewardTeacher:
     """Loads only the teacher's parts from a checkpoint of any supported format.
 
@@ -82,6 +112,7 @@ def load_teacher(
         task: the teacher's task set; a file that names its own needs none.
         model_size: the expected published size; None accepts any.
         device: where to put it.
+        precision: see `RewardTeacher`.
 
     Raises:
         CheckpointError: for a file that is damaged, of another size or task set.
@@ -99,11 +130,16 @@ def load_teacher(
             tasks = checkpoint_task_set(checkpoint, task)
         except CheckpointError as error:
             raise CheckpointError(f"{error} If the teacher knows other tasks than the student, {hint}.") from None
-    return RewardTeacher(build_model(checkpoint, tasks, device), tasks, student_tasks)
+    return RewardTeacher(build_model(checkpoint, tasks, device), tasks, student_tasks, precision)
 
 
 def random_teacher(
-    dims: ModelDims, task_set: TaskSet, student_tasks: TaskSet, seed: int, device: torch.device | str = "cpu"
+    dims: ModelDims,
+    task_set: TaskSet,
+    student_tasks: TaskSet,
+    seed: int,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
 ) -> RewardTeacher:
     """A teacher of these dimensions with random weights, for measuring cost: it teaches nothing.
 
@@ -114,4 +150,4 @@ def random_teacher(
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
     torch.nn.init.normal_(model.get_parameter("reward_head.layers.2.weight"), std=0.02, generator=generator)
-    return RewardTeacher(model.to(device), task_set, student_tasks)
+    return RewardTeacher(model.to(device), task_set, student_tasks, precision)

@@ -24,7 +24,7 @@ def simnorm(x: Tensor, group: int) -> Tensor:
 
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)), elementwise."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or x.dtype != torch.float32:  # half types would round between the steps below
         return F.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _CpuMish.apply(x)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.agent import resolve_device
+from tdmpc2.data.labels import read_labels
 from tdmpc2.distillation import RewardTeacher, load_teacher, random_teacher
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.evaluation.runner import EvaluationSettings
@@ -114,6 +115,7 @@ def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
         execution=_from_keys(Execution, config),
         device=local_device(resolve_device(config.device)),
         teacher_name=config.teacher.name,
+        labels=_labels_to_train_from(config.teacher),
         checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
         resume=config.resume,
         log_freq=config.log_freq,
@@ -131,19 +133,67 @@ def _without_distillation(weights: LossWeights) -> LossWeights:
     return replace(weights, d_coef=0.0)
 
 
+def _labels_to_train_from(teacher: DictConfig) -> Path | None:
+    """The folder of `teacher=labels`; None for any other teacher, which has no use for one."""
+    if teacher.name == "labels":
+        if teacher.labels is None:
+            raise UserError(
+                "teacher=labels needs the labels: give teacher.labels=… (scripts/label.py makes them, by default in "
+                "<data_dir>/labels/<teacher>)."
+            )
+        return Path(teacher.labels)
+    if teacher.labels is not None:
+        raise UserError(f"teacher.labels={teacher.labels} is for teacher=labels, not teacher={teacher.name}.")
+    return None
+
+
 def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> RewardTeacher | None:
-    """The teacher that the configuration names, or None for `teacher=none`.
+    """The live teacher that the configuration names, or None for `teacher=none` and `teacher=labels`.
 
     Raises:
-        UserError: when a teacher is named without a checkpoint.
+        UserError: when a teacher is named without a checkpoint, or the labels are not the ones its other keys name.
         CheckpointError: when its checkpoint is of another size or task set.
     """
-    teacher = config.teacher
-    if teacher.name == "none":
+    if config.teacher.name == "none":
         return None
+    if config.teacher.name == "labels":
+        _check_labels(config, tasks)
+        return None
+    return live_teacher(config, tasks, device)
+
+
+def _check_labels(config: DictConfig, tasks: TaskSet) -> None:
+    """Raises a UserError unless the labels are of the weights and precision that the teacher's other keys name."""
+    teacher = config.teacher
+    if teacher.random_weights:
+        raise UserError("teacher.random_weights is for a live teacher, not for teacher=labels.")
+    path = _labels_to_train_from(teacher)
+    assert path is not None
+    facts = read_labels(path).facts
+    if teacher.precision not in (None, facts.precision):
+        raise UserError(
+            f"{path}: its labels were made in {facts.precision}, not in teacher.precision={teacher.precision}; "
+            "leave that key out, or give labels of that precision."
+        )
+    if teacher.checkpoint is None:
+        return
+    given = live_teacher(config, tasks, torch.device("cpu"))
+    if given.checksum != facts.teacher_checksum:
+        raise UserError(
+            f"{path}: its labels were made by another teacher: {facts.teacher} with checksum {facts.teacher_checksum}, "
+            f"not {teacher.checkpoint} with checksum {given.checksum}; give the labels of that teacher, or leave "
+            "teacher.checkpoint out."
+        )
+
+
+def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> RewardTeacher:
+    """The teacher with the weights that the `teacher` keys name; raises as `teacher_of`."""
+    teacher = config.teacher
+    precision = teacher.precision or "float32"
     own = None if teacher.task is None else task_set(teacher.task)
     if teacher.random_weights:
-        return random_teacher(model_dims_of(teacher, own or tasks, config), own or tasks, tasks, config.seed, device)
+        dims = model_dims_of(teacher, own or tasks, config)
+        return random_teacher(dims, own or tasks, tasks, config.seed, device, precision)
     if teacher.checkpoint is None:
         raise UserError(
             f"teacher={teacher.name} needs its weights: give teacher.checkpoint=… "
@@ -156,6 +206,7 @@ def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Rewa
         task=own or tasks,
         model_size=None if changed else teacher.model_size,
         device=device,
+        precision=precision,
     )
     if changed and teacher.model_size is not None:
         expected = model_dims_of(teacher, own or tasks, config)

@@ -42,7 +42,7 @@ class ModelConfig:
 
 @dataclass
 class TeacherConfig(ModelConfig):
-    """The teacher of reward distillation; `name: none` trains from scratch.
+    """The teacher of reward distillation; `name: none` trains from scratch, `labels` on what scripts/label.py wrote.
 
     Its model keys are those of the student, from the same config group.
     """
@@ -51,6 +51,8 @@ class TeacherConfig(ModelConfig):
     checkpoint: str | None = None
     task: str | None = None  # its task set, for released files, which do not name theirs
     random_weights: bool = False  # for measuring cost without a checkpoint; teaches nothing
+    precision: str | None = None  # of its weights and products: float32 (default) or bfloat16; labels: must be theirs
+    labels: str | None = None  # folder of the rewards it has predicted: read by teacher=labels, written by label.py
 
 
 @dataclass
@@ -80,13 +82,9 @@ class PlannerConfig:
 
 
 @dataclass
-class TrainConfig(PlannerConfig, ModelConfig):
-    """`python tdmpc2/train.py`."""
+class SharedModelConfig:
+    """What student and teacher have in common, whatever their sizes."""
 
-    task: TaskConfig = field(default_factory=TaskConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    # the student, besides the keys of ModelConfig
     simnorm_dim: int = ModelDims.simnorm_dim
     num_bins: int = ModelDims.num_bins
     vmin: float = ModelDims.vmin
@@ -94,6 +92,15 @@ class TrainConfig(PlannerConfig, ModelConfig):
     dropout: float = ModelDims.dropout
     log_std_min: float = ModelDims.log_std_min
     log_std_max: float = ModelDims.log_std_max
+
+
+@dataclass
+class TrainConfig(PlannerConfig, SharedModelConfig, ModelConfig):
+    """`python tdmpc2/train.py`."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     checkpoint: str | None = None  # start from these weights instead of new ones
     # data and update
     data_dir: str = MISSING
@@ -174,6 +181,19 @@ class CollectConfig(PlannerConfig):
     num_workers: int | None = None
 
 
+@dataclass
+class LabelConfig(SharedModelConfig):
+    """`python scripts/label.py`."""
+
+    data_dir: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    batch_size: int = 2048  # transitions a forward pass
+    seed: int = 1  # of a teacher with random weights
+    device: str = "auto"
+    verify: bool = False  # label nothing: read what is there and compare its checksums
+
+
 def register_schemas() -> None:
     """Makes the schemas, and every single task as a choice of `task`, known to Hydra."""
     store = ConfigStore.instance()
@@ -182,6 +202,7 @@ def register_schemas() -> None:
         "evaluate_schema": EvaluateConfig,
         "quantize_schema": QuantizeConfig,
         "collect_schema": CollectConfig,
+        "label_schema": LabelConfig,
     }
     for name, node in schemas.items():
         store.store(name=name, node=node)

@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +24,7 @@ from tdmpc2.checkpointing import (
     read_checkpoint,
     save_checkpoint,
 )
+from tdmpc2.data.labels import LabelColumn
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import RewardTeacher
@@ -58,7 +58,7 @@ class TrainSettings:
     """One run; see `TrainConfig` for the keys.
 
     `eval_freq` of 0 evaluates never. `config` is kept with the run and every checkpoint. `teacher_name` is
-    for the record.
+    for the record. `labels` is the folder of a teacher's predictions, for a run without the teacher itself.
     """
 
     run_dir: Path
@@ -74,6 +74,7 @@ class TrainSettings:
     execution: Execution = field(default_factory=Execution)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     teacher_name: str = "none"
+    labels: Path | None = None
     checkpoint: Path | None = None
     resume: bool = False
     log_freq: int = 100
@@ -192,7 +193,7 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
 
     Args:
         settings: the run; `batch_size` is that of all processes together.
-        teacher: frozen, on the same device; None trains from scratch.
+        teacher: frozen, on the same device; None trains from `settings.labels`, or from scratch.
         peers: the processes that share out every batch; default this one alone. The first one writes, logs and
             evaluates.
 
@@ -210,6 +211,7 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         teacher.check_frozen()
     store = EpisodeStore.open(settings.data_dir)
     peers.share(settings.batch_size)  # or one error before anything is written
+    labels = None if settings.labels is None else LabelColumn.open(settings.labels, store, settings.task_set.tasks)
     sampler = SliceSampler(
         store,
         settings.task_set,
@@ -218,8 +220,9 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         settings.seed,
         rank=peers.rank,
         world_size=peers.size,
+        labels=labels,
     )
-    identity = settings.identity() | _content_identity(store, teacher)
+    identity = settings.identity() | _content_identity(store, teacher, labels)
     state = states.load(identity) if settings.resume else None
     start = 0 if state is None else state.step
     if start > settings.steps:
@@ -249,7 +252,7 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
             if not pending:
                 batch = next(batches)
                 if teacher is not None:
-                    batch = replace(batch, teacher_reward=teacher.rewards(batch.obs[0], batch.action[0], batch.task))
+                    batch = teacher.teach(batch)
                 metrics = learner.update(batch)
                 step += 1
                 watch.add(step, metrics)
@@ -430,13 +433,15 @@ class _FiniteWatch:
         )
 
 
-def _content_identity(store: EpisodeStore, teacher: RewardTeacher | None) -> dict[str, Any]:
+def _content_identity(store: EpisodeStore, teacher: RewardTeacher | None, labels: LabelColumn | None) -> dict[str, Any]:
     """What the data and the teacher are, whatever folder they lie in, for `TrainSettings.identity`."""
-    weights = 0
+    weights = "none"
     if teacher is not None:
-        for value in teacher.model.state_dict().values():
-            weights = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), weights)
+        weights = f"checksum {teacher.checksum} in {teacher.precision}"
+    elif labels is not None:
+        weights = f"checksum {labels.header.facts.teacher_checksum} in {labels.header.facts.precision}"
     return {
         "data": f"{len(store)} episodes, fingerprint {store.fingerprint}",
-        "teacher weights": "none" if teacher is None else f"checksum {weights:08x}",
+        "teacher weights": weights,
+        "teacher labels": "none" if labels is None else f"checksum {labels.header.checksum}",
     }
