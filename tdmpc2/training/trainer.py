@@ -8,7 +8,7 @@ import signal
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -36,9 +36,12 @@ from tdmpc2.model import ModelDims, WorldModel, published_size
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
-from tdmpc2.training.execution import Execution
-from tdmpc2.training.learner import Learner, OptimiserSettings
-from tdmpc2.training.peers import Peers
+    peers = peers or Peers()
+    with run_lock(settings.run_dir) if peers.first else nullcontext():
+        return _train(settings, teacher, peers)
+
+
+def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers) -> TrainResult:
 from tdmpc2.training.state import StateFolder, TrainingState
 
 CONSOLE_METRICS = (
@@ -197,9 +200,16 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
             evaluates.
 
     Raises:
-        UserError: when the run folder holds another run's state, or a loss is no longer a number.
+        UserError: when the run folder holds another run's state, another process trains in it, or a number of an
+            update is no longer finite.
     """
-    peers = peers or Peers()
+        states.restore(learner, state)
+    peers.wait()  # all have looked at the run folder as it was
+    if state is not None and peers.first:
+        print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
+
+    watch = FiniteWatch(sampler, settings.device)
+    run = _Run(settings, learner, states, identity, peers, watch, resumed=state)
     states = StateFolder(settings.run_dir)
     if states.exists() and not settings.resume:
         raise UserError(
@@ -231,13 +241,10 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, peers
     )
     if state is not None:
-        learner.load_state_dict(state.learner)
-    peers.wait()  # all have looked at the run folder as it was
-    if state is not None and peers.first:
-        print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
-
-    run = _Run(settings, learner, states, identity, peers, resume_step=start if settings.resume else None)
-    watch = _FiniteWatch(sampler, settings.device)
+                run.save_state(step)
+            if peers.first:
+                print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
+        elif not run.final_path.exists():
     interrupt = Interrupt()
     latest: dict[str, float] = {}
     step, clock = start, time.perf_counter()
@@ -277,11 +284,22 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
                 stopped = peers.any(interrupt.signal is not None, settings.device)
         if pending or step < settings.steps:
             if not pending:
-                watch.check()
-                run.save_state(step)
-            if peers.first:
-                print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
-        elif not run.final_path.exists():
+    def __init__(
+        self,
+        settings: TrainSettings,
+        learner: Learner,
+        states: StateFolder,
+        identity: dict[str, Any],
+        peers: Peers,
+        watch: FiniteWatch,
+        resumed: TrainingState | None,
+    ) -> None:
+        self._settings = settings
+        self._learner = learner
+        self._states = states
+        self._identity = identity
+        self._writes = peers.first
+        self._watch = watch
             run.save(step, None, final=True)  # the run was resumed with `steps` cut down to where it stood
         peers.wait()  # the first one has written
     seconds = time.perf_counter() - clock
@@ -297,20 +315,11 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
 class _Run:
     """What a run writes, logs and evaluates: the first process does, the others let it. As a context, closes logs."""
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        learner: Learner,
-        states: StateFolder,
-        identity: dict[str, Any],
-        peers: Peers,
-        resume_step: int | None,
-    ) -> None:
-        self._settings = settings
-        self._learner = learner
-        self._states = states
-        self._identity = identity
-        self._writes = peers.first
+    def save_state(self, step: int, *, pending: bool = False) -> None:
+        state = self._learner.state_dict()
+        self._watch.check_state(step, state)
+        if self._writes:
+            self._states.save(TrainingState(step, state, self._identity, pending))
         # Five checkpoints, as in the paper's figure 3, unless told otherwise.
         self.save_freq = settings.save_freq or max(1, math.ceil(settings.steps / 5))
         self._folder = settings.run_dir / "checkpoints"
@@ -324,7 +333,8 @@ class _Run:
                 settings.steps,
                 run_name=settings.run_dir.name,
                 configuration=settings.config,
-                resume_step=resume_step,
+                resume_step=None if resumed is None else resumed.step,
+                resume_pending=resumed is not None and resumed.pending,
                 console_metrics=CONSOLE_METRICS,
             )
 
@@ -383,51 +393,27 @@ class _Run:
             normalised_score=score if score is not None and math.isfinite(score) else None,
         )
         weights = self._learner.model.state_dict()
+        self._watch.check_state(step, weights)
         save_checkpoint(self._folder / f"step_{step:08d}.safetensors", weights, metadata)
         if final:
             save_checkpoint(self.final_path, weights, metadata)
 
+<<<<<<< HEAD
     def save_state(self, step: int, *, pending: bool = False) -> None:
         if self._writes:
             self._states.save(TrainingState(step, self._learner.state_dict(), self._identity, pending))
+=======
+    def save_state(self, step: int, identity: dict[str, Any], *, pending: bool = False) -> None:
+        state = self._learner.state_dict()
+        self._watch.check_state(step, state)
+        self._states.save(TrainingState(step, state, identity, pending))
+>>>>>>> c4c08c9 (A run folder is locked while a process trains in it; states are streamed, checked against checksums and never non-finite; a pending evaluation's rows are not logged twice)
 
 
 def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """All metrics in one transfer from the device."""
     values = torch.stack([m.float() for m in metrics.values()]).tolist()
     return dict(zip(metrics, values, strict=True))
-
-
-class _FiniteWatch:
-    """Finds the first update whose numbers are not finite, without waiting for the device at every step."""
-
-    _WATCHED = ("total_loss", "grad_norm", "pi_loss", "pi_grad_norm")
-
-    def __init__(self, sampler: SliceSampler, device: torch.device) -> None:
-        self._sampler = sampler
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._values = torch.zeros(len(self._WATCHED), device=device)
-
-    def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
-        """Notes the metrics of an update that ended at `step`."""
-        values = torch.stack([metrics[name] for name in self._WATCHED])
-        fine = self._first_bad < 0
-        self._values = torch.where(fine, values, self._values)
-        self._first_bad = torch.where(fine & ~values.isfinite().all(), step, self._first_bad)
-
-    def check(self) -> None:
-        """Raises a UserError that names the step, its metrics and the episodes its batch drew."""
-        step = int(self._first_bad)
-        if step < 0:
-            return
-        bad = [n for n, v in zip(self._WATCHED, self._values.tolist(), strict=True) if not math.isfinite(v)]
-        episodes = sorted(set(self._sampler.indices(step - 1)[0].tolist()))
-        shown = ", ".join(map(str, episodes[:10])) + (", …" if len(episodes) > 10 else "")
-        raise UserError(
-            f"step {step}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; its batch drew "
-            f"episodes {shown}. The last state written is kept; check the data with "
-            "scripts/import_data.py --verify, or start another run (exp_name=…) with a lower lr."
-        )
 
 
 def _content_identity(store: EpisodeStore, teacher: RewardTeacher | None) -> dict[str, Any]:
