@@ -6,6 +6,7 @@ code. `CrashServer` talks to such a process; `StartedRun` is one of its forks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -30,7 +31,8 @@ class StartedRun:
         self.pid = pid
 
     def kill(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has come to its end already
+            os.kill(self.pid, number)
 
     def wait(self) -> tuple[int, str]:
         """Its exit code (minus the signal that ended it) and all it printed."""

@@ -265,7 +265,11 @@ def test_damaged_states(tmp_path: Path, content: bytes | None, capsys: pytest.Ca
         states.save(small_state(step + 1))
         latest.write_bytes(damaged(latest))
         assert states.load({"seed": 1}).step == step
-        assert f"latest.damaged{step}" in capsys.readouterr().err and not latest.exists()
+        assert "warning: " in (shown := capsys.readouterr().err) and "previous.pt takes its place" in shown
+        kept = [latest.read_bytes(), previous.read_bytes()]
+        states.save(small_state(step + 2))
+        assert [latest.with_suffix(f".damaged{step}").read_bytes(), previous.read_bytes()] == kept
+        assert states.load({"seed": 1}).step == step + 2
     latest.write_bytes(damaged(previous))
     previous.write_bytes(damaged(previous))
     before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, printable
 
 _LEAVES = {"weight": "weight", "bias": "bias", "ln.weight": "norm_weight", "ln.bias": "norm_bias"}
 _PLAIN_PARTS = {
@@ -78,7 +78,8 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         extra = sorted(str(k) for k in content if k != "model")
         if extra:
-            raise CheckpointError(f"{path}: besides 'model' it holds {', '.join(extra[:5])}; a released file has none.")
+            found = printable(", ".join(extra[:5]))
+            raise CheckpointError(f"{path}: besides 'model' it holds {found}; a released file has none.")
         weights = content["model"]
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: holds a {type(weights).__name__}, expected a TD-MPC2 state dict.")
@@ -97,7 +98,7 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
         elif not _TENSORDICT_ENTRY.match(str(key)):
             foreign.append(str(key))
     if foreign or not tensors:
-        found = ", ".join(foreign[:5]) if foreign else "nothing"
+        found = printable(", ".join(foreign[:5])) if foreign else "nothing"
         raise CheckpointError(
             f"{path}: not a released TD-MPC2 model: "
             f"it holds {found}{' and more' if len(foreign) > 5 else ''}, "

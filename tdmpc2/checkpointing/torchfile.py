@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, printable
 
 _MAX_PICKLE_BYTES = 16 << 20  # the largest released model's has less than 1 MiB
 _MAX_REUSE = 4  # current released files name the bytes of Q three times
@@ -84,12 +84,12 @@ def read_torch_file(path: Path, *, mapped: bool) -> object:
     except CheckpointError:
         raise
     except _Damaged as error:
-        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({error}).") from error
+        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({printable(error)}).") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except Exception as error:  # damaged bytes make zipfile and pickletools raise nearly any error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({reason}).") from error
+        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({printable(reason)}).") from error
 
 
 class _Archive:
@@ -222,7 +222,9 @@ class _Reader:
         raise _Damaged("its pickle has no end")
 
     def _foreign(self, what: str) -> ForeignObject:
-        return ForeignObject(f"{self._path}: holds objects other than tensors, which are never loaded ({what}).")
+        return ForeignObject(
+            f"{self._path}: holds objects other than tensors, which are never loaded ({printable(what)})."
+        )
 
     @staticmethod
     def _extend(stack: list[Any], items: list[Any]) -> None:

@@ -51,6 +51,7 @@ class StateFolder:
         self._folder = run_dir / "state"
         self._latest = self._folder / "latest.pt"
         self._previous = self._folder / "previous.pt"
+        self._latest_is_damaged = False
 
     def exists(self) -> bool:
         return self._latest.exists() or self._previous.exists()
@@ -72,38 +73,41 @@ class StateFolder:
             file.flush()
             os.fsync(file.fileno())
             # Only now: had the disk been full, both states would still be in their places.
-            if self._latest.exists():
+            if self._latest_is_damaged:
+                _set_aside(self._latest)
+                self._latest_is_damaged = False
+            elif self._latest.exists():
                 self._latest.replace(self._previous)
 
     def load(self, identity: Mapping[str, Any]) -> TrainingState:
         """The last whole state: every byte of it has matched its checksum.
 
-        A damaged one is kept under another name when the one before takes its place, else nothing is changed.
+        Nothing is changed: where the one before takes a damaged one's place, `save` keeps that under another name.
 
         Raises:
             CheckpointError: when there is none that can be read.
             UserError: when it belongs to a run with other settings; names them.
         """
-        problems: dict[Path, str] = {}
+        problems: list[str] = []
         for path in (self._latest, self._previous):
             if not path.exists():
                 continue
             try:
                 state = _parsed(path, read_torch_file(path, mapped=False))
             except CheckpointError as error:
-                problems[path] = str(error)
+                problems.append(str(error))
                 continue
             _check_identity(path, state.identity, identity)
-            for damaged, problem in problems.items():
-                kept = _set_aside(damaged)
-                print(f"warning: {problem} It is kept as {kept.name}; {path.name} takes its place.", file=sys.stderr)
+            for problem in problems:
+                self._latest_is_damaged = True
+                print(f"warning: {problem} {path.name} takes its place.", file=sys.stderr)
             return state
         if not problems:
             raise CheckpointError(
                 f"{self._folder}: no training state to resume from (none was written); start it without resume=true."
             )
         raise CheckpointError(
-            f"{self._folder}: no training state to resume from ({' '.join(problems.values())}) They were left as they "
+            f"{self._folder}: no training state to resume from ({' '.join(problems)}) They were left as they "
             "are: copy them again from where they came, or start another run (exp_name=…), with checkpoint=… from "
             "the folder's last checkpoint if you like."
         )
@@ -140,12 +144,12 @@ def _parsed(path: Path, content: object) -> TrainingState:
     raise CheckpointError(f"{path}: holds something other than a training state.")
 
 
-def _set_aside(path: Path) -> Path:
+def _set_aside(path: Path) -> None:
     """Renames a damaged state; never over one set aside earlier."""
     number = 1
     while (kept := path.with_suffix(f".damaged{number}")).exists():
         number += 1
-    return path.replace(kept)
+    path.replace(kept)
 
 
 def _check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

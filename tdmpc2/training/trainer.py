@@ -36,12 +36,11 @@ from tdmpc2.model import ModelDims, WorldModel, published_size
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
-    peers = peers or Peers()
-    with run_lock(settings.run_dir) if peers.first else nullcontext():
-        return _train(settings, teacher, peers)
-
-
-def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers) -> TrainResult:
+from tdmpc2.training.execution import Execution
+from tdmpc2.training.finite import FiniteWatch
+from tdmpc2.training.learner import Learner, OptimiserSettings
+from tdmpc2.training.peers import Peers
+from tdmpc2.training.run_lock import run_lock
 from tdmpc2.training.state import StateFolder, TrainingState
 
 CONSOLE_METRICS = (
@@ -203,13 +202,12 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         UserError: when the run folder holds another run's state, another process trains in it, or a number of an
             update is no longer finite.
     """
-        states.restore(learner, state)
-    peers.wait()  # all have looked at the run folder as it was
-    if state is not None and peers.first:
-        print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
+    peers = peers or Peers()
+    with run_lock(settings.run_dir) if peers.first else nullcontext():
+        return _train(settings, teacher, peers)
 
-    watch = FiniteWatch(sampler, settings.device)
-    run = _Run(settings, learner, states, identity, peers, watch, resumed=state)
+
+def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers) -> TrainResult:
     states = StateFolder(settings.run_dir)
     if states.exists() and not settings.resume:
         raise UserError(
@@ -241,10 +239,13 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, peers
     )
     if state is not None:
-                run.save_state(step)
-            if peers.first:
-                print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
-        elif not run.final_path.exists():
+        states.restore(learner, state)
+    peers.wait()  # all have looked at the run folder as it was
+    if state is not None and peers.first:
+        print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
+
+    watch = FiniteWatch(sampler, settings.device)
+    run = _Run(settings, learner, states, identity, peers, watch, resumed=state)
     interrupt = Interrupt()
     latest: dict[str, float] = {}
     step, clock = start, time.perf_counter()
@@ -284,22 +285,10 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
                 stopped = peers.any(interrupt.signal is not None, settings.device)
         if pending or step < settings.steps:
             if not pending:
-    def __init__(
-        self,
-        settings: TrainSettings,
-        learner: Learner,
-        states: StateFolder,
-        identity: dict[str, Any],
-        peers: Peers,
-        watch: FiniteWatch,
-        resumed: TrainingState | None,
-    ) -> None:
-        self._settings = settings
-        self._learner = learner
-        self._states = states
-        self._identity = identity
-        self._writes = peers.first
-        self._watch = watch
+                run.save_state(step)
+            if peers.first:
+                print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
+        elif not run.final_path.exists():
             run.save(step, None, final=True)  # the run was resumed with `steps` cut down to where it stood
         peers.wait()  # the first one has written
     seconds = time.perf_counter() - clock
@@ -315,11 +304,22 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
 class _Run:
     """What a run writes, logs and evaluates: the first process does, the others let it. As a context, closes logs."""
 
-    def save_state(self, step: int, *, pending: bool = False) -> None:
-        state = self._learner.state_dict()
-        self._watch.check_state(step, state)
-        if self._writes:
-            self._states.save(TrainingState(step, state, self._identity, pending))
+    def __init__(
+        self,
+        settings: TrainSettings,
+        learner: Learner,
+        states: StateFolder,
+        identity: dict[str, Any],
+        peers: Peers,
+        watch: FiniteWatch,
+        resumed: TrainingState | None,
+    ) -> None:
+        self._settings = settings
+        self._learner = learner
+        self._states = states
+        self._identity = identity
+        self._watch = watch
+        self._writes = peers.first
         # Five checkpoints, as in the paper's figure 3, unless told otherwise.
         self.save_freq = settings.save_freq or max(1, math.ceil(settings.steps / 5))
         self._folder = settings.run_dir / "checkpoints"
@@ -380,6 +380,8 @@ class _Run:
         return score
 
     def save(self, step: int, score: float | None, *, final: bool) -> None:
+        weights = self._learner.model.state_dict()
+        self._watch.check_state(step, weights)
         if not self._writes:
             return
         s = self._settings
@@ -392,22 +394,15 @@ class _Run:
             config=dict(s.config),
             normalised_score=score if score is not None and math.isfinite(score) else None,
         )
-        weights = self._learner.model.state_dict()
-        self._watch.check_state(step, weights)
         save_checkpoint(self._folder / f"step_{step:08d}.safetensors", weights, metadata)
         if final:
             save_checkpoint(self.final_path, weights, metadata)
 
-<<<<<<< HEAD
     def save_state(self, step: int, *, pending: bool = False) -> None:
-        if self._writes:
-            self._states.save(TrainingState(step, self._learner.state_dict(), self._identity, pending))
-=======
-    def save_state(self, step: int, identity: dict[str, Any], *, pending: bool = False) -> None:
         state = self._learner.state_dict()
         self._watch.check_state(step, state)
-        self._states.save(TrainingState(step, state, identity, pending))
->>>>>>> c4c08c9 (A run folder is locked while a process trains in it; states are streamed, checked against checksums and never non-finite; a pending evaluation's rows are not logged twice)
+        if self._writes:
+            self._states.save(TrainingState(step, state, self._identity, pending))
 
 
 def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
