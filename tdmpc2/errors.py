@@ -22,6 +22,14 @@ class RenderError(UserError):
     """No headless OpenGL back end could draw a frame."""
 
 
+def printable(text: object, limit: int = 300) -> str:
+    """A name or a reason that comes out of a file, as part of one line that any terminal can show."""
+    shown = str(text)[: limit + 1]
+    if not shown.isprintable():
+        shown = shown.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
 def run_program(main: Callable[[], object], on_interrupt: str = "interrupted") -> None:
     """Runs a program's main function: a UserError ends it with one line and exit code 2, Ctrl-C with 130."""
     try:

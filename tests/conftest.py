@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import RELEASED, SHARED
+from property_fixtures import register_profiles
+
+register_profiles()
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from tdmpc2.checkpointing.metadata import CheckpointMetadata, parse_metadata
 from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_released
+from tdmpc2.checkpointing.torchfile import read_torch_file
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
@@ -80,18 +80,7 @@ def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Ch
 
 
 def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
-    try:
-        # Tensors of standard types and their containers only: nothing in the file can run.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{path}: holds objects other than tensors, which are never loaded ({reason})."
-        ) from error
-    except Exception as error:  # torch raises many types on damaged archives
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({reason}).") from error
-    _check_archive(path)
+    content = read_torch_file(path, mapped=True)
     released = from_released(path, content)
     dims = _infer_dims(path, released)
     masks = released.facts.get("_action_masks")
@@ -100,17 +89,6 @@ def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     )
     _check_shapes(checkpoint)
     return checkpoint if parts is None else _only(checkpoint, parts)
-
-
-def _check_archive(path: Path) -> None:
-    """Compares every record of a .pt file with its checksum, which torch itself does not."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: truncated or not a torch checkpoint ({error}).") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: '{damaged}' does not match its checksum; the file is damaged.")
 
 
 def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
@@ -193,6 +171,7 @@ def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | N
     """Every tensor that a model of these dimensions has, in its shape, and no other; target Q may be absent."""
     found = shapes or {n: tuple(t.shape) for n, t in checkpoint.tensors.items()}
     d = checkpoint.dims
+    _check_plausible(checkpoint.path, d, found)
     try:
         with torch.device("meta"):
             model = WorldModel(d, np.ones((d.num_tasks, d.action_dim), np.float32) if d.num_tasks else None)
@@ -207,6 +186,21 @@ def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | N
                 f"{checkpoint.path}: damaged or incomplete: '{name}' is "
                 f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}."
             )
+
+
+def _check_plausible(path: Path, dims: ModelDims, found: dict[str, tuple[int, ...]]) -> None:
+    """Refuses dimensions far beyond the tensors that are there: building such a model would fill the memory."""
+    held = sum(math.prod(shape) for shape in found.values())
+    for name, value in vars(dims).items():
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise CheckpointError(f"{path}: no model has its dimensions ({name} is {value}).")
+        elif value > (len(found) if name == "num_enc_layers" else held):
+            raise CheckpointError(f"{path}: no model has its dimensions ({name} {value} for {held} weights).")
+    if dims.num_tasks * dims.action_dim > max(held, 1):
+        raise CheckpointError(
+            f"{path}: no model has its dimensions ({dims.num_tasks} tasks of {dims.action_dim} actions)."
+        )
 
 
 def checkpoint_task_set(checkpoint: Checkpoint, task: str | TaskSet | None = None) -> TaskSet:

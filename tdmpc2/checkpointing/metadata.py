@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -55,6 +56,25 @@ def _crc32(content: dict[str, Any]) -> int:
     return zlib.crc32(_dump(content).encode())
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "task_set": (str,),
+    "tasks": (list,),
+    "dims": (dict,),
+    "model_size": (int, type(None)),
+    "step": (int,),
+    "scheme": (str,),
+    "config": (dict,),
+    "versions": (dict,),
+    "normalised_score": (int, float, type(None)),
+}
+
+
+def _expect(what: str, value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"{what} is {reprlib.repr(value)}")
+    return value
+
+
 def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, dict[str, int]]:
     """The metadata and the CRC-32 of each tensor.
 
@@ -74,11 +94,13 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
                 f"{path}: format {raw['format']} version {raw['format_version']}, "
                 f"expected {FORMAT} version {FORMAT_VERSION}."
             )
-        known = {f.name: raw[f.name] for f in fields(CheckpointMetadata)}
-        known["dims"] = ModelDims(**known["dims"])
-        known["tasks"] = tuple(known["tasks"])
-        return CheckpointMetadata(**known), dict(raw["crc32"])
+        known = {f.name: _expect(f.name, raw[f.name], *_TYPES[f.name]) for f in fields(CheckpointMetadata)}
+        known["dims"] = ModelDims(**{n: _expect(n, v, int, float) for n, v in known["dims"].items()})
+        known["tasks"] = tuple(_expect("a task", task, str) for task in known["tasks"])
+        known["versions"] = {n: _expect(f"version of {n}", v, str) for n, v in known["versions"].items()}
+        sums = _expect("crc32", raw["crc32"], dict)
+        return CheckpointMetadata(**known), {n: _expect(f"crc32 of {n}", v, int) for n, v in sums.items()}
     except CheckpointError:
         raise
-    except (json.JSONDecodeError, UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged ({type(error).__name__}: {error}).") from error

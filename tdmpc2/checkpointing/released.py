@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, printable
 
 _LEAVES = {"weight": "weight", "bias": "bias", "ln.weight": "norm_weight", "ln.bias": "norm_bias"}
 _PLAIN_PARTS = {
@@ -38,6 +38,8 @@ _NUMBERED = [
     for layer in range(3)
     for leaf in (("weight", "bias", "norm_weight", "norm_bias") if layer < 2 else ("weight", "bias"))
 ]
+_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.qint8}
+_FACT_DTYPES = _DTYPES - {torch.qint8} | {torch.int64}
 _TENSORDICT_ENTRY = re.compile(r".*\.__(batch_size|device)$")
 
 
@@ -76,7 +78,8 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         extra = sorted(str(k) for k in content if k != "model")
         if extra:
-            raise CheckpointError(f"{path}: besides 'model' it holds {', '.join(extra[:5])}; a released file has none.")
+            found = printable(", ".join(extra[:5]))
+            raise CheckpointError(f"{path}: besides 'model' it holds {found}; a released file has none.")
         weights = content["model"]
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: holds a {type(weights).__name__}, expected a TD-MPC2 state dict.")
@@ -95,21 +98,28 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
         elif not _TENSORDICT_ENTRY.match(str(key)):
             foreign.append(str(key))
     if foreign or not tensors:
-        found = ", ".join(foreign[:5]) if foreign else "nothing"
+        found = printable(", ".join(foreign[:5])) if foreign else "nothing"
         raise CheckpointError(
             f"{path}: not a released TD-MPC2 model: "
             f"it holds {found}{' and more' if len(foreign) > 5 else ''}, "
             "expected entries such as '_encoder.state.0.weight'."
         )
+    _check_types(path, tensors, facts)
     _drop_detached_copy(path, tensors)
     return ReleasedWeights(tensors, facts, _storage(tensors))
+
+
+def _check_types(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Tensor]) -> None:
+    for name, tensor in (*tensors.items(), *facts.items()):
+        if tensor.dtype not in (_FACT_DTYPES if name in facts else _DTYPES):
+            raise CheckpointError(f"{path}: '{name}' is stored as {tensor.dtype}, which a released model never is.")
 
 
 def _drop_detached_copy(path: Path, tensors: dict[str, Tensor]) -> None:
     for name in [n for n in tensors if n.startswith("detached_q_heads.")]:
         copy = tensors.pop(name)
         original = tensors.get(name.replace("detached_q_heads", "q_heads"))
-        if original is None or not torch.equal(copy, original):
+        if original is None or copy.dtype != original.dtype or not torch.equal(copy, original):
             raise CheckpointError(f"{path}: its detached copy of Q differs from Q at '{name}'; it is damaged.")
 
 

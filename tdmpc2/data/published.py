@@ -30,10 +30,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tdmpc2.errors import DataError
+from tdmpc2.errors import DataError, printable
 
 _MAX_PICKLE_BYTES = 4 << 20  # a published file's pickle has 600 bytes
 _CHECK_BYTES = 32 << 20
+_MAX_INSTRUCTIONS = 5_000  # a published file's has some 200; with more, nesting could exhaust the stack
 _KEYS = ("obs", "action", "reward", "task")
 
 # How each torch dtype is stored; bfloat16, which numpy lacks, is the upper half of a float32.
@@ -228,7 +229,7 @@ class _Archive:
                 for name, info in self.members.items():
                     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                         raise DataError(
-                            f"{path}: member '{name}' is compressed or encrypted, expected plain bytes; "
+                            f"{path}: member '{printable(name)}' is compressed or encrypted, expected plain bytes; "
                             "unpack it and save the data again with torch.save."
                         )
                 if self.members["data.pkl"].file_size > _MAX_PICKLE_BYTES:
@@ -236,7 +237,7 @@ class _Archive:
                 self.pickle = archive.read(pickles[0])
                 order = archive.read(prefix + "byteorder").strip() if "byteorder" in self.members else b"little"
         except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError) as error:
-            raise _bad(path, f"{self._what_instead()} ({error})") from error
+            raise _bad(path, f"{self._what_instead()} ({printable(error)})") from error
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the file's permissions.") from error
         if order != b"little":
@@ -271,7 +272,9 @@ class _Archive:
         """The pickle's root, made of plain containers, `TensorView`, `_TensorDict` and `_Inert`."""
         path = self.path
         try:
-            for opcode, argument, _ in pickletools.genops(self.pickle):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(self.pickle)):
+                if count > _MAX_INSTRUCTIONS:
+                    raise _bad(path, f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")
                 # A small file can ask for a memo of many gigabytes; torch numbers its memo from 0 upwards.
                 if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(self.pickle):
                     raise _bad(path, "its pickle asks for an absurd memo")
@@ -280,14 +283,14 @@ class _Archive:
             raise
         except Exception as error:  # damaged bytes make the unpickler raise nearly any error
             raise _bad(
-                path, f"its pickle is damaged or of an unknown form ({error.__class__.__name__}: {error})"
+                path, f"its pickle is damaged or of an unknown form ({error.__class__.__name__}: {printable(error)})"
             ) from error
 
     def storage(self, kind: str, key: str, numel: int) -> _Storage:
         """The member that holds a storage of `numel` elements (bytes for an untyped one)."""
         info = self.members.get(f"data/{key}")
         if info is None:
-            raise _bad(self.path, f"member 'data/{key}' is missing")
+            raise _bad(self.path, f"member 'data/{printable(key)}' is missing")
         itemsize = _DTYPES[kind].itemsize if kind else 1
         if info.file_size != numel * itemsize:
             raise _bad(self.path, f"member 'data/{key}' has {info.file_size} bytes, its storage {numel * itemsize}")
@@ -404,9 +407,10 @@ class _Unpickler(pickle.Unpickler):
         if module == "tensordict.utils" and name == "_StringOnlyDict":
             return dict
         if (module, name) == ("torch", "device") or module.split(".")[0] == "tensordict":
-            return type("_Inert", (_Inert,), {"kind": f"{module}.{name}"})
+            return type("_Inert", (_Inert,), {"kind": printable(f"{module}.{name}")})
+        found = printable(f"{module}.{name}")
         raise DataError(
-            f"{self._archive.path}: its pickle names '{module}.{name}', which has no place in a dataset "
+            f"{self._archive.path}: its pickle names '{found}', which has no place in a dataset "
             "file; nothing of it was run. Do not load this file by other means unless you trust its maker."
         )
 
@@ -472,7 +476,8 @@ def _fields(path: Path, root: object) -> dict[str, TensorView]:
     for key in _KEYS:
         value = root.get(key)
         if value is None:
-            present = ", ".join(str(k) for k in root) or "nothing"
+            names = [k if isinstance(k, str) else type(k).__name__ for k in root]
+            present = printable(", ".join(names)) or "nothing"
             raise DataError(f"{path}: has no '{key}' (found: {present}); expected {', '.join(_KEYS)}.")
         if not isinstance(value, TensorView):
             found = value.kind if isinstance(value, _Inert) else type(value).__name__.strip("_")

@@ -49,7 +49,8 @@ class MetricLogger:
     """Sends metrics to all sinks of `settings`; close it (or use `with`) at the end.
 
     `folder` is the run's, made if missing. `resume_step` is the step of the checkpoint a resumed run starts
-    from, None for a new run: rows logged after it are dropped, so that no step is logged twice.
+    from, None for a new run: rows logged after it are dropped, so that no step is logged twice. `resume_pending`
+    says that the evaluation at that step has yet to be done: what was logged of it goes too.
     `console_metrics` are the metrics the console shows, `configuration` what W&B files with the run.
     """
 
@@ -62,10 +63,11 @@ class MetricLogger:
         run_name: str = "",
         configuration: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
+        resume_pending: bool = False,
         console_metrics: Sequence[str] = (),
     ) -> None:
         place = Path(folder)
-        self._sinks: list[Sink] = [FileSink(place, resume_step)]
+        self._sinks: list[Sink] = [FileSink(place, resume_step, resume_pending)]
         if settings.tensorboard:
             self._sinks.append(TensorBoardSink(place, resume_step))
         if settings.wandb and settings.wandb_mode != "disabled":

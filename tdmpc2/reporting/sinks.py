@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, get_args
 
 from termcolor import colored
 
@@ -29,6 +29,7 @@ from tdmpc2.fileio import atomic_file, atomic_write_text, write_error
 from tdmpc2.reporting.progress import duration
 
 Category = Literal["train", "eval"]
+_CATEGORIES = get_args(Category)
 Row = dict[str, Any]
 
 JSONL_NAME = "metrics.jsonl"
@@ -91,17 +92,21 @@ class FileSink:
     null/nan.
 
     With `resume_step` the rows up to that step stay and later ones go, together with any line a crash left
-    half-written. Without it the log starts anew and an old one gets `.old` added to its name.
+    half-written, and with the step's own evaluation if that is pending. Without it the log starts anew and an old
+    one gets `.old` added to its name.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_step: int | None = None, resume_pending: bool = False) -> None:
         self._json_path = folder / JSONL_NAME
         self._csv_path = folder / CSV_NAME
         if resume_step is None:
             for path in (self._json_path, self._csv_path):
                 if path.exists() and path.stat().st_size:
                     path.replace(path.with_name(path.name + ".old"))
-        kept = [] if resume_step is None else [row for row in self._read() if row["step"] <= resume_step]
+        kept: list[Row] = []
+        if resume_step is not None:
+            stay = {"train": resume_step, "eval": resume_step - resume_pending}
+            kept = [row for row in self._read() if row["step"] <= stay[row["category"]]]
         with atomic_file(self._json_path, "w") as file:
             file.writelines(_json_line(row) for row in kept)
         self._columns: list[str] = list(ROW_KEYS)
@@ -291,7 +296,7 @@ def _read_jsonl(path: Path) -> tuple[list[Row], int]:
             row = json.loads(line)
         except ValueError:
             row = None
-        whole = isinstance(row, dict) and isinstance(row.get("step"), int) and "category" in row
+        whole = isinstance(row, dict) and isinstance(row.get("step"), int) and row.get("category") in _CATEGORIES
         if whole and line.endswith(b"\n"):
             rows.append(row)
         else:

@@ -1,6 +1,7 @@
 """The training state on disk: what an interrupted run continues from.
 
 <run folder>/
+    run.lock             held while a process trains here
     state/latest.pt      the last whole state
     state/previous.pt    the one before, used if the last cannot be read
     checkpoints/         models by step, and final.safetensors
@@ -8,7 +9,8 @@
 
 from __future__ import annotations
 
-import io
+import os
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tdmpc2.checkpointing.torchfile import read_torch_file
 from tdmpc2.errors import CheckpointError, UserError
-from tdmpc2.fileio import atomic_write_bytes
+from tdmpc2.fileio import atomic_file
+from tdmpc2.training.learner import Learner
 
 _VERSION = 1
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = 40
 
 
 @dataclass(frozen=True)
@@ -37,71 +45,160 @@ class TrainingState:
 
 
 class StateFolder:
-    """Writes and reads the training state of one run."""
+    """Writes and reads the training state of one run, whose folder this process has locked."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / "state"
         self._latest = self._folder / "latest.pt"
         self._previous = self._folder / "previous.pt"
+        self._latest_is_damaged = False
 
     def exists(self) -> bool:
         return self._latest.exists() or self._previous.exists()
 
     def save(self, state: TrainingState) -> None:
-        """Writes the state whole; at every moment a whole one is on disk."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "version": _VERSION,
-                "step": state.step,
-                "learner": state.learner,
-                "identity": state.identity,
-                "pending": state.pending,
-            },
-            buffer,
-        )
-        if self._latest.exists():
-            self._latest.replace(self._previous)
-        atomic_write_bytes(self._latest, buffer.getvalue())
+        """Writes the state whole; at every moment, and after any error, the last whole one is on disk.
+
+        Tensors go straight to the file, one by one: no second copy of the state is made in memory.
+        """
+        content = {
+            "version": _VERSION,
+            "step": state.step,
+            "learner": state.learner,
+            "identity": state.identity,
+            "pending": state.pending,
+        }
+        with atomic_file(self._latest) as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+            # Only now: had the disk been full, both states would still be in their places.
+            if self._latest_is_damaged:
+                _set_aside(self._latest)
+                self._latest_is_damaged = False
+            elif self._latest.exists():
+                self._latest.replace(self._previous)
 
     def load(self, identity: Mapping[str, Any]) -> TrainingState:
-        """The last whole state.
+        """The last whole state: every byte of it has matched its checksum.
+
+        Nothing is changed: where the one before takes a damaged one's place, `save` keeps that under another name.
 
         Raises:
             CheckpointError: when there is none that can be read.
             UserError: when it belongs to a run with other settings; names them.
         """
-        problems = []
+        problems: list[str] = []
         for path in (self._latest, self._previous):
             if not path.exists():
                 continue
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                if content["version"] != _VERSION:
-                    raise CheckpointError(f"version {content['version']}, expected {_VERSION}")
-                state = TrainingState(content["step"], content["learner"], content["identity"], content["pending"])
-            except Exception as error:  # torch raises many types on damaged archives
-                problems.append(f"{path}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
-                print(f"warning: cannot read the state {problems[-1]}", file=sys.stderr)
-                # Out of the way: the next save must not put it in the place of the good one before it.
-                path.replace(path.with_suffix(".damaged"))
+                state = _parsed(path, read_torch_file(path, mapped=False))
+            except CheckpointError as error:
+                problems.append(str(error))
                 continue
             _check_identity(path, state.identity, identity)
+            for problem in problems:
+                self._latest_is_damaged = True
+                print(f"warning: {problem} {path.name} takes its place.", file=sys.stderr)
             return state
-        found = "; ".join(problems) or "none was written"
+        if not problems:
+            raise CheckpointError(
+                f"{self._folder}: no training state to resume from (none was written); start it without resume=true."
+            )
         raise CheckpointError(
-            f"{self._folder}: no training state to resume from ({found}); start it without resume=true."
+            f"{self._folder}: no training state to resume from ({' '.join(problems)}) They were left as they "
+            "are: copy them again from where they came, or start another run (exp_name=…), with checkpoint=… from "
+            "the folder's last checkpoint if you like."
         )
+
+    def restore(self, learner: Learner, state: TrainingState) -> None:
+        """Puts a loaded state into a learner of the same model; a `CheckpointError` if it does not fit."""
+        odd = _misfit(state.learner, learner.state_dict(), "")
+        if odd is None:
+            try:
+                learner.load_state_dict(state.learner)
+                odd = _misfit_moments(learner)
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                odd = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if odd is not None:
+            raise CheckpointError(
+                f"{self._folder}: the training state does not fit this version's learner ({odd}); use the version "
+                "that wrote it, or start another run (exp_name=…)."
+            )
+
+
+def _parsed(path: Path, content: object) -> TrainingState:
+    match content:
+        case {
+            "version": int(version),
+            "step": int(step),
+            "learner": dict(learner),
+            "identity": dict(identity),
+            "pending": bool(pending),
+        } if version == _VERSION and type(step) is int and step >= 0:
+            if all(isinstance(key, str) for key in (*learner, *identity)):
+                return TrainingState(step, learner, identity, pending)
+        case {"version": int(version)} if version != _VERSION:
+            raise CheckpointError(f"{path}: has version {version}, expected {_VERSION}.")
+    raise CheckpointError(f"{path}: holds something other than a training state.")
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a damaged state; never over one set aside earlier."""
+    number = 1
+    while (kept := path.with_suffix(f".damaged{number}")).exists():
+        number += 1
+    path.replace(kept)
 
 
 def _check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [
-        f"{key} was {saved.get(key)!r} and is {now.get(key)!r}"
+        f"{key} was {_SHORT.repr(saved.get(key))} and is {_SHORT.repr(now.get(key))}"
         for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
+        if not _same(saved.get(key), now.get(key))
     ]
     if differing:
         raise UserError(
             f"{path}: cannot resume with other settings: {'; '.join(differing)}. "
             "Set them back, or start another run with another exp_name."
         )
+
+
+def _same(saved: object, now: object) -> bool:
+    if isinstance(saved, Tensor):  # never written, and comparing one gives no answer
+        return False
+    return bool(saved == now)
+
+
+def _misfit(saved: object, now: object, name: str) -> str | None:
+    """What of a learner's state differs in structure from that of the learner at hand, None if nothing does."""
+    if type(saved) is not type(now) and not (isinstance(saved, dict) and isinstance(now, dict)):
+        return f"{name or 'it'} is a {type(saved).__name__}, expected {type(now).__name__}"
+    if isinstance(saved, Tensor) and isinstance(now, Tensor):
+        if saved.shape != now.shape or saved.dtype != now.dtype:
+            return f"{name} is {saved.dtype} {list(saved.shape)}, expected {now.dtype} {list(now.shape)}"
+    elif isinstance(saved, dict) and isinstance(now, dict):
+        if name.endswith("_optimiser.state"):
+            return None  # empty before the first update; see `_misfit_moments`
+        if saved.keys() != now.keys():
+            odd = sorted(str(key) for key in saved.keys() ^ now.keys())
+            return f"{name or 'it'} has other entries: {', '.join(odd[:5])}"
+        found = (_misfit(saved[key], now[key], f"{name}.{key}".lstrip(".")) for key in saved)
+        return next((odd for odd in found if odd), None)
+    elif isinstance(saved, list | tuple) and isinstance(now, list | tuple):
+        if len(saved) != len(now):
+            return f"{name} has {len(saved)} entries, expected {len(now)}"
+        found = (_misfit(a, b, f"{name}.{i}") for i, (a, b) in enumerate(zip(saved, now, strict=True)))
+        return next((odd for odd in found if odd), None)
+    return None
+
+
+def _misfit_moments(learner: Learner) -> str | None:
+    """Adam takes over moments of any shape: here each must be its parameter's."""
+    for optimiser in (learner.world_optimiser, learner.policy_optimiser):
+        for parameter, entry in optimiser.state.items():
+            for name, value in entry.items():
+                if not isinstance(value, Tensor) or (name != "step" and value.shape != parameter.shape):
+                    return f"{name} of a parameter of shape {list(parameter.shape)} has another shape"
+    return None

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -37,8 +37,10 @@ from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
 from tdmpc2.training.execution import Execution
+from tdmpc2.training.finite import FiniteWatch
 from tdmpc2.training.learner import Learner, OptimiserSettings
 from tdmpc2.training.peers import Peers
+from tdmpc2.training.run_lock import run_lock
 from tdmpc2.training.state import StateFolder, TrainingState
 
 CONSOLE_METRICS = (
@@ -198,9 +200,15 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
             evaluates.
 
     Raises:
-        UserError: when the run folder holds another run's state, or a loss is no longer a number.
+        UserError: when the run folder holds another run's state, another process trains in it, or a number of an
+            update is no longer finite.
     """
     peers = peers or Peers()
+    with run_lock(settings.run_dir) if peers.first else nullcontext():
+        return _train(settings, teacher, peers)
+
+
+def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers) -> TrainResult:
     states = StateFolder(settings.run_dir)
     if states.exists() and not settings.resume:
         raise UserError(
@@ -234,13 +242,13 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, peers
     )
     if state is not None:
-        learner.load_state_dict(state.learner)
+        states.restore(learner, state)
     peers.wait()  # all have looked at the run folder as it was
     if state is not None and peers.first:
         print(f"resuming {settings.run_dir} at step {start:,} of {settings.steps:,}")
 
-    run = _Run(settings, learner, states, identity, peers, resume_step=start if settings.resume else None)
-    watch = _FiniteWatch(sampler, settings.device)
+    watch = FiniteWatch(sampler, settings.device)
+    run = _Run(settings, learner, states, identity, peers, watch, resumed=state)
     interrupt = Interrupt()
     latest: dict[str, float] = {}
     step, clock = start, time.perf_counter()
@@ -280,7 +288,6 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
                 stopped = peers.any(interrupt.signal is not None, settings.device)
         if pending or step < settings.steps:
             if not pending:
-                watch.check()
                 run.save_state(step)
             if peers.first:
                 print(f"interrupted at step {step:,}; the state is written, continue with resume=true")
@@ -307,12 +314,14 @@ class _Run:
         states: StateFolder,
         identity: dict[str, Any],
         peers: Peers,
-        resume_step: int | None,
+        watch: FiniteWatch,
+        resumed: TrainingState | None,
     ) -> None:
         self._settings = settings
         self._learner = learner
         self._states = states
         self._identity = identity
+        self._watch = watch
         self._writes = peers.first
         # Five checkpoints, as in the paper's figure 3, unless told otherwise.
         self.save_freq = settings.save_freq or max(1, math.ceil(settings.steps / 5))
@@ -327,7 +336,8 @@ class _Run:
                 settings.steps,
                 run_name=settings.run_dir.name,
                 configuration=settings.config,
-                resume_step=resume_step,
+                resume_step=None if resumed is None else resumed.step,
+                resume_pending=resumed is not None and resumed.pending,
                 console_metrics=CONSOLE_METRICS,
             )
 
@@ -373,6 +383,8 @@ class _Run:
         return score
 
     def save(self, step: int, score: float | None, *, final: bool) -> None:
+        weights = self._learner.model.state_dict()
+        self._watch.check_state(step, weights)
         if not self._writes:
             return
         s = self._settings
@@ -385,52 +397,21 @@ class _Run:
             config=dict(s.config),
             normalised_score=score if score is not None and math.isfinite(score) else None,
         )
-        weights = self._learner.model.state_dict()
         save_checkpoint(self._folder / f"step_{step:08d}.safetensors", weights, metadata)
         if final:
             save_checkpoint(self.final_path, weights, metadata)
 
     def save_state(self, step: int, *, pending: bool = False) -> None:
+        state = self._learner.state_dict()
+        self._watch.check_state(step, state)
         if self._writes:
-            self._states.save(TrainingState(step, self._learner.state_dict(), self._identity, pending))
+            self._states.save(TrainingState(step, state, self._identity, pending))
 
 
 def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """All metrics in one transfer from the device."""
     values = torch.stack([m.float() for m in metrics.values()]).tolist()
     return dict(zip(metrics, values, strict=True))
-
-
-class _FiniteWatch:
-    """Finds the first update whose numbers are not finite, without waiting for the device at every step."""
-
-    _WATCHED = ("total_loss", "grad_norm", "pi_loss", "pi_grad_norm")
-
-    def __init__(self, sampler: SliceSampler, device: torch.device) -> None:
-        self._sampler = sampler
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._values = torch.zeros(len(self._WATCHED), device=device)
-
-    def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
-        """Notes the metrics of an update that ended at `step`."""
-        values = torch.stack([metrics[name] for name in self._WATCHED])
-        fine = self._first_bad < 0
-        self._values = torch.where(fine, values, self._values)
-        self._first_bad = torch.where(fine & ~values.isfinite().all(), step, self._first_bad)
-
-    def check(self) -> None:
-        """Raises a UserError that names the step, its metrics and the episodes its batch drew."""
-        step = int(self._first_bad)
-        if step < 0:
-            return
-        bad = [n for n, v in zip(self._WATCHED, self._values.tolist(), strict=True) if not math.isfinite(v)]
-        episodes = sorted(set(self._sampler.indices(step - 1)[0].tolist()))
-        shown = ", ".join(map(str, episodes[:10])) + (", …" if len(episodes) > 10 else "")
-        raise UserError(
-            f"step {step}: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite; its batch drew "
-            f"episodes {shown}. The last state written is kept; check the data with "
-            "scripts/import_data.py --verify, or start another run (exp_name=…) with a lower lr."
-        )
 
 
 def _content_identity(store: EpisodeStore, teacher: RewardTeacher | None, labels: LabelColumn | None) -> dict[str, Any]:
