@@ -6,7 +6,6 @@ code. `CrashServer` talks to such a process; `StartedRun` is one of its forks.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -31,8 +30,7 @@ class StartedRun:
         self.pid = pid
 
     def kill(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has come to its end already
-            os.kill(self.pid, number)
+        os.kill(self.pid, number)
 
     def wait(self) -> tuple[int, str]:
         """Its exit code (minus the signal that ended it) and all it printed."""
@@ -140,7 +138,10 @@ def _serve() -> None:
 
     composed("train", *TINY, "data_dir=none")
     print("ready", os.getpid(), flush=True)
+    last = None
     for line in sys.stdin:
+        if last is not None:
+            os.waitpid(last, 0)  # only now: until then no other process could get its id, and a signal sent to it
         job = json.loads(line)
         pid = os.fork()
         if pid == 0:
@@ -157,8 +158,10 @@ def _serve() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         print("started", pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print("ended", os.waitstatus_to_exitcode(status), flush=True)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        print("ended", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status, flush=True)
+        last = pid
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def test_results_that_json_allows_and_this_program_does_not(
 def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from run_fixtures import DUO
 
-    return make_store(tmp_path_factory.mktemp("store") / "whole", DUO, [0, 1, 1, 0, 1], shards=2).path
+    return make_store(tmp_path_factory.mktemp("store") / "whole", DUO, [0, 1, 1, 0, 1], segments=2).path
 
 
 def read_store(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from property_fixtures import cases, damage, harmful_pickle, live_pickle, loads,
 from test_checkpoints import released
 
 from tdmpc2.checkpointing import load_model
-from tdmpc2.data.checks import EpisodeChecker, known_obs_dims
+from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.errors import CheckpointError, DataError, UserError
 from tdmpc2.losses import LossWeights
@@ -49,7 +49,7 @@ def load_state(path: Path) -> None:
 
 def load_published(path: Path) -> None:
     file = PublishedFile.open(path)
-    checker = EpisodeChecker(str(path), MT30.tasks, 24, 6, 11, known_obs_dims(MT30.tasks))
+    checker = EpisodeChecker(str(path), MT30.tasks, 24, 6, 11, MT30.obs_dims)
     if len(file) > 1000:
         return  # a large file is read in blocks, and only so much of it here
     for block in file.blocks(2):

@@ -17,7 +17,7 @@ from torch import Tensor
 from tdmpc2.checkpointing.metadata import CheckpointMetadata, parse_metadata
 from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_released
 from tdmpc2.checkpointing.torchfile import read_torch_file
-from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
 from tdmpc2.tasks import TaskSet, task_set
@@ -100,11 +100,11 @@ def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
             names = set(file.keys())
             if names != set(checksums):
                 odd = ", ".join(sorted(names ^ set(checksums))[:5])
-                raise CheckpointError(f"{path}: damaged: its tensors and its list of them differ ({odd}).")
+                raise CheckpointError(f"{path}: damaged: its tensors and its list of them differ ({printable(odd)}).")
             shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names}
             tensors = {n: file.get_tensor(n) for n in names if n == "task_embedding" or n.split(".")[0] in wanted}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors checkpoint ({error}).") from error
+        raise CheckpointError(f"{path}: truncated or not a safetensors checkpoint ({printable(error)}).") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _STORED_DTYPES:
             raise CheckpointError(f"{path}: '{name}' is stored as {tensor.dtype}, which this version cannot read.")
@@ -249,7 +249,7 @@ def _own_task_set(path: Path, meta: CheckpointMetadata) -> TaskSet:
     try:
         return task_set(meta.task_set, meta.tasks)
     except UserError as error:
-        raise CheckpointError(f"{path}: names tasks that this version does not have: {error}") from error
+        raise CheckpointError(f"{path}: names tasks that this version does not have: {printable(error)}") from error
 
 
 def checkpoint_metadata(checkpoint: Checkpoint, tasks: TaskSet) -> CheckpointMetadata:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.model import ModelDims
 from tdmpc2.versions import package_versions
 
@@ -91,7 +91,7 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
             raise CheckpointError(f"{path}: its metadata does not match its checksum; the file is damaged.")
         if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format {raw['format']} version {raw['format_version']}, "
+                f"{path}: format {printable(raw['format'])} version {printable(raw['format_version'])}, "
                 f"expected {FORMAT} version {FORMAT_VERSION}."
             )
         known = {f.name: _expect(f.name, raw[f.name], *_TYPES[f.name]) for f in fields(CheckpointMetadata)}
@@ -103,4 +103,5 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
     except CheckpointError:
         raise
     except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its metadata is damaged ({type(error).__name__}: {error}).") from error
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{path}: its metadata is damaged ({reason}).") from error

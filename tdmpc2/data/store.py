@@ -22,6 +22,7 @@ import itertools
 import json
 import mmap
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -35,7 +36,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from tdmpc2.data.checks import EpisodeChecker, known_widths
-from tdmpc2.errors import DataError
+from tdmpc2.errors import DataError, printable
 from tdmpc2.fileio import atomic_write_text, write_error
 from tdmpc2.versions import package_versions
 
@@ -593,13 +594,14 @@ def _read_header(path: Path) -> Header:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}); copy the store again, or make it anew.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON ({printable(error)}); copy the store again, or make it anew.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: is not the header of an episode store; check the store's folder.")
     if content.get("version") != VERSION:
+        found = printable(content.get("version"))
         raise DataError(
-            f"{path}: found store version {content.get('version')}, expected {VERSION}: it was made by another "
+            f"{path}: found store version {found}, expected {VERSION}: it was made by another "
             "version of this program. Import or collect its data again."
         )
     try:
@@ -613,13 +615,13 @@ def _read_header(path: Path) -> Header:
             segments=tuple(_segment(item) for item in _typed(content, "segments", list)),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: {error.args[0]}; copy the store again, or make it anew.") from error
+        raise DataError(f"{path}: {printable(error.args[0])}; copy the store again, or make it anew.") from error
     if header.dtype not in DTYPES:
         raise DataError(f"{path}: found dtype {header.dtype!r}, expected one of {', '.join(DTYPES)}.")
     for name in ("obs_dims", "action_dims"):
         widths = getattr(header, name)
         if len(widths) != len(header.tasks) or not all(type(w) is int and 0 < w < 1 << 20 for w in widths):
-            raise DataError(f"{path}: found {name} {list(widths)[:40]}, expected a width for each of its tasks.")
+            raise DataError(f"{path}: found {name} {reprlib.repr(widths)}, expected a width for each of its tasks.")
     if not header.tasks or not all(isinstance(name, str) for name in header.tasks) or header.episode_steps < 2:
         raise DataError(f"{path}: found no tasks or episodes without steps; copy the store again, or make it anew.")
     return header
@@ -638,5 +640,5 @@ def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
     if key not in content:
         raise KeyError(f"key '{key}' is missing")
     if not isinstance(content[key], kind) or isinstance(content[key], bool):
-        raise TypeError(f"key '{key}' is {content[key]!r}, expected {kind.__name__}")
+        raise TypeError(f"key '{key}' is {reprlib.repr(content[key])}, expected {kind.__name__}")
     return content[key]

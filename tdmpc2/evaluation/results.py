@@ -13,12 +13,13 @@ import json
 import math
 import os
 import platform
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.errors import UserError
+from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.scores import EpisodeKey, NormalisedScore, score_with_interval, task_statistics
 from tdmpc2.fileio import atomic_file, atomic_write_text
 from tdmpc2.reporting.tables import Style, format_table
@@ -27,6 +28,8 @@ from tdmpc2.versions import package_versions
 FORMAT = "tdmpc2-evaluation"
 SCHEMA = 1
 """Raised by one whenever older programs could no longer read the file."""
+_LARGEST = 1e300
+_DEPTH = 50  # of lists and objects in one another; a configuration has four
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,11 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
     name = os.fspath(path)
     content = _read(name)
     if content.get("format") != FORMAT:
-        raise UserError(
-            f"{name} is not a results file of this program: 'format' is {content.get('format')!r}, expected '{FORMAT}'."
-        )
+        found = reprlib.repr(content.get("format"))
+        raise UserError(f"{name} is not a results file of this program: 'format' is {found}, expected '{FORMAT}'.")
     if content.get("schema") != SCHEMA:
         raise UserError(
-            f"{name} has schema {content.get('schema')!r}, this program reads schema {SCHEMA}; "
+            f"{name} has schema {reprlib.repr(content.get('schema'))}, this program reads schema {SCHEMA}; "
             "evaluate again or use the version of tdmpc2 that wrote it."
         )
     reader = _Reader(name, content, "")
@@ -167,7 +169,7 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
     try:
         return EvaluationResult(**parts)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {printable(error)}") from None
 
 
 def check_replaceable(path: Path, configuration: Mapping[str, Any]) -> None:
@@ -179,7 +181,7 @@ def check_replaceable(path: Path, configuration: Mapping[str, Any]) -> None:
     differing = [key for key in sorted(earlier.keys() | now.keys()) if earlier.get(key) != now.get(key)]
     if differing:
         raise UserError(
-            f"{path} holds an evaluation with another {', '.join(differing)}; "
+            f"{path} holds an evaluation with another {printable(', '.join(differing))}; "
             "name another folder with output=…, or remove it."
         )
 
@@ -259,15 +261,27 @@ def _read(name: str) -> dict[str, Any]:
 
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"), parse_constant=refuse)
+        _check_texts(content, _DEPTH)
     except FileNotFoundError:
         raise UserError(f"no results file {name}; check the path, or write one by an evaluation.") from None
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not valid JSON: {error}. Evaluate again.") from None
+        raise UserError(f"{name} is not valid JSON: {printable(error)}. Evaluate again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{name} holds a JSON {type(content).__name__}, expected an object.")
     return content
+
+
+def _check_texts(value: Any, depth: int) -> None:
+    """Raises a `ValueError` for what JSON allows and no one can show: half a surrogate pair, nesting without end."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        if depth == 0:
+            raise ValueError(f"it is nested more than {_DEPTH} deep")
+        for item in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            _check_texts(item, depth - 1)
 
 
 _KINDS: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -293,7 +307,7 @@ class _Reader:
         value = self._value(key)
         if value is None:
             return math.nan
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
             raise self._wrong(key, value, "a number or null")
         return float(value)
 
@@ -314,7 +328,7 @@ class _Reader:
     def done(self, ignored: Iterable[str] = ()) -> None:
         unknown = sorted(set(self.content) - self.taken - set(ignored))
         if unknown:
-            raise UserError(f"{self.file}: unknown key '{self.where}{unknown[0]}'; remove it.")
+            raise UserError(f"{self.file}: unknown key '{self.where}{printable(unknown[0])}'; remove it.")
 
     def _value(self, key: str) -> Any:
         self.taken.add(key)
@@ -323,4 +337,4 @@ class _Reader:
         return self.content[key]
 
     def _wrong(self, key: str, value: Any, expected: str) -> UserError:
-        return UserError(f"{self.file}: '{self.where}{key}' is {value!r:.60}, expected {expected}.")
+        return UserError(f"{self.file}: '{self.where}{printable(key)}' is {reprlib.repr(value)}, expected {expected}.")
