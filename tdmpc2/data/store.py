@@ -621,7 +621,9 @@ def _read_header(path: Path) -> Header:
     for name in ("obs_dims", "action_dims"):
         widths = getattr(header, name)
         if len(widths) != len(header.tasks) or not all(type(w) is int and 0 < w < 1 << 20 for w in widths):
-            raise DataError(f"{path}: found {name} {reprlib.repr(widths)}, expected a width for each of its tasks.")
+            raise DataError(
+                f"{path}: found {name} {reprlib.repr(list(widths))}, expected a width for each of its tasks."
+            )
     if not header.tasks or not all(isinstance(name, str) for name in header.tasks) or header.episode_steps < 2:
         raise DataError(f"{path}: found no tasks or episodes without steps; copy the store again, or make it anew.")
     return header
