@@ -44,7 +44,7 @@ MT30 = task_set("mt30")
 MODES = ("eager", "compiled", "graphs", "compiled+graphs")
 TEACHERS = {"none": None, "labels": None, "48M": 48, "317M": 317}
 HORIZON = 3
-SECONDS = 6.0
+SECONDS = 5.0
 """How long one row is timed, after its first updates."""
 
 
