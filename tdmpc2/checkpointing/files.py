@@ -348,18 +348,19 @@ def build_model(
     """A model with the checkpoint's weights, in eval mode; only the parts that were read are built.
 
     Stored integers become floats here, once, unless their scheme computes with them (`int8-dynamic`): then the weight
-    matrices stay int8 and `dtype` is that of everything else.
+    matrices but the encoder's stay int8, and `dtype` is that of everything else.
     """
     with torch.device("meta"):
         model = WorldModel(checkpoint.dims, tasks.action_masks() if tasks.multitask else None, checkpoint.parts)
     scheme = checkpoint.scheme
-    if scheme is not None and scheme.integer_products:
-        model.use_int8_products()
-        weights = {
-            n: _to(t, device, dtype if t.dtype == torch.float16 else t.dtype) for n, t in checkpoint.tensors.items()
-        }
-    else:
+    if scheme is None or not scheme.integer_products:
         weights = {n: _to(t, device, dtype) for n, t in checkpoint.float32_tensors().items()}
+    else:
+        model.use_int8_products()
+        held = {n: p.dtype for n, p in model.state_dict().items() if not p.is_floating_point() or n.endswith("_scale")}
+        stored = {n: _to(checkpoint.tensors[n], device, kept) for n, kept in held.items()}
+        floats = {n: _to(t, device, dtype) for n, t in checkpoint.float32_tensors().items() if n not in held}
+        weights = stored | floats
     model.load_state_dict(weights, strict=True, assign=True)
     if model.has_target_q:
         model.target_q_heads.requires_grad_(False)

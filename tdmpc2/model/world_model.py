@@ -119,8 +119,11 @@ class WorldModel(nn.Module):
                 self._part("target_q_heads").load_state_dict(self._part("q_heads").state_dict())
 
     def use_int8_products(self) -> None:
-        """Makes every weight matrix int8 with integer products, for inference; weights are then to be loaded."""
-        for part in self.parts:
+        """Makes the weight matrices int8 with integer products, for inference; weights are then to be loaded.
+
+        Not the encoder's: it runs once a decision, and observations, whose scales differ widely, lose most in int8.
+        """
+        for part in self.parts - {"encoder"}:
             self._part(part).use_int8_products()
 
     # -- task conditioning ----------------------------------------------------------------------------------

@@ -167,15 +167,19 @@ def quantise(tensors: Mapping[str, Tensor], scheme: str) -> Quantised:
     Raises:
         UserError: for an unknown scheme, a tensor that no rule covers, or one with a value that cannot be stored.
     """
-    chosen = scheme_named(scheme)
+    return quantise_by(tensors, scheme_named(scheme))
+
+
+def quantise_by(tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantised:
+    """As `quantise`, by the scheme itself."""
     stored: dict[str, Tensor] = {}
     report = []
     for name, tensor in tensors.items():
-        codec = chosen.codec(name)
+        codec = scheme.codec(name)
         encoded = codec.encode(name, tensor)
         report.append(_line(name, codec, tensor.detach().float(), encoded))
         stored |= {name + suffix: part for suffix, part in encoded.items()}
-    return Quantised(chosen, stored, tuple(report))
+    return Quantised(scheme, stored, tuple(report))
 
 
 def _line(name: str, codec: Codec, source: Tensor, encoded: Mapping[str, Tensor]) -> TensorReport:
