@@ -38,8 +38,6 @@ from tdmpc2.model import ACTING_PARTS, WorldModel
 from tdmpc2.quantisation import SCHEMES, quantise, storage_scheme, without_target
 from tdmpc2.quantisation.codecs import SCALE, Cast, ChannelInt8, Codec, GroupInt4, UnitInt8
 
-INTEGER = [name for name, scheme in SCHEMES.items() if not scheme.is_float]
-
 
 def metadata(scheme: str, **changes: Any) -> CheckpointMetadata:
     tasks = small_tasks()
@@ -222,7 +220,7 @@ def outputs(model: WorldModel) -> dict[str, Tensor]:
     }
 
 
-TOLERANCE = {"fp16": 1e-3, "bf16": 2e-2, "int8": 2e-2, "int8-dynamic": 4e-2, "mixed": 2e-2, "int4": 0.3}
+TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "int8": 2e-2, "int8-dynamic": 4e-2, "mixed": 2e-2, "int4": 0.3}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -15,11 +15,12 @@ from model_fixtures import (
     gammas,
     golden,
     golden_plan,
+    randomise,
     relative,
     small_model,
     small_tasks,
 )
-from run_fixtures import tiny_model, tiny_settings
+from run_fixtures import ROOT, TINY_PLANNER, run_program, tiny_settings
 from torch import Tensor
 
 from tdmpc2.checkpointing import CheckpointMetadata, load_model, read_checkpoint, require_float, save_checkpoint
@@ -32,13 +33,12 @@ from tdmpc2.quantisation import SCHEMES, quantise
 from tdmpc2.quantisation.codecs import SCALE, ChannelInt8
 from tdmpc2.training.trainer import new_student
 
-INTEGER = [name for name, scheme in SCHEMES.items() if not scheme.is_float]
 
-
-def store(path: Path, scheme: str, model: WorldModel | None = None, **changes: Any) -> dict[str, Tensor]:
+def store(path: Path, stored: str, **changes: Any) -> dict[str, Tensor]:
+    """The small model by a scheme, in a file whose metadata may say otherwise."""
     tasks = small_tasks()
-    tensors = quantise((model or small_model()).state_dict(), scheme).tensors
-    meta = CheckpointMetadata(tasks.name, tasks.tasks, SMALL_DIMS, None, 7, scheme=scheme)
+    tensors = quantise(small_model().state_dict(), stored).tensors
+    meta = CheckpointMetadata(tasks.name, tasks.tasks, SMALL_DIMS, None, 7, scheme=stored)
     save_checkpoint(path, tensors, replace(meta, **changes))
     return tensors
 
@@ -175,7 +175,6 @@ def test_metadata_and_tensors_must_agree(tmp_path: Path) -> None:
         store(path, stored, scheme=named)
         with checkpoint_error(path, "damaged or incomplete"):
             read_checkpoint(path)
-    data = b""
     store(path, "int4")
     data = path.read_bytes()
     path.write_bytes(data[:-3] + bytes([data[-3] ^ 16]) + data[-2:])
@@ -190,7 +189,9 @@ def test_metadata_and_tensors_must_agree(tmp_path: Path) -> None:
 def test_training_needs_floats_but_a_teacher_does_not(tmp_path: Path, scheme: str) -> None:
     settings = tiny_settings(tmp_path / "run")
     tasks, path = settings.task_set, tmp_path / "student.safetensors"
-    tensors = quantise(tiny_model().state_dict(), scheme).tensors
+    model = WorldModel(settings.dims, tasks.action_masks())
+    randomise(model, 0)
+    tensors = quantise(model.state_dict(), scheme).tensors
     save_checkpoint(path, tensors, CheckpointMetadata(tasks.name, tasks.tasks, settings.dims, 1, 0, scheme=scheme))
     checkpoint = read_checkpoint(path)
     started = replace(settings, checkpoint=path)
@@ -211,3 +212,29 @@ def test_released_integers_are_refused_too(shared_checkpoints: Path) -> None:
         checkpoint = read_checkpoint(path)
         with checkpoint_error(path, "is quantised", "qint8", "give the student it was made from"):
             require_float(checkpoint, "quantisation")
+
+
+def test_the_program_and_its_result_given_back(tmp_path: Path) -> None:
+    """quantize.py stores and evaluates; its file goes into evaluate.py as it is, and not into quantize.py again."""
+    settings = tiny_settings(tmp_path / "run")
+    tasks, path = settings.task_set, tmp_path / "student.safetensors"
+    model = WorldModel(settings.dims, tasks.action_masks())
+    randomise(model, 0)
+    save_checkpoint(path, model.state_dict(), CheckpointMetadata(tasks.name, tasks.tasks, settings.dims, None, 0))
+    common = ("device=cpu", "eval_episodes=1", f"tasks=[{tasks.tasks[0]}]", "num_workers=0", *TINY_PLANNER)
+    paths = {"cwd": tmp_path, "PYTHONPATH": str(ROOT)}
+    done = run_program(
+        "scripts/quantize.py", f"checkpoint={path}", "scheme=int8-dynamic", "mpc=false", "output=out", *common, **paths
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "after: int8 products and float32 arithmetic" in done.stdout
+    assert all(name in done.stdout for name in model.state_dict()), "a line for every tensor"
+    deployed = tmp_path / "out" / "student-int8-dynamic-deploy.safetensors"
+    assert deployed.stat().st_size < 0.6 * path.stat().st_size
+    done = run_program("tdmpc2/evaluate.py", f"checkpoint={deployed}", "output=again", *common, **paths)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (tmp_path / "again" / "evaluation.json").is_file()
+    done = run_program("scripts/quantize.py", f"checkpoint={deployed}", "scheme=int4", "output=twice", *common, **paths)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "is quantised (stored as int8-dynamic" in done.stderr and "quantisation needs float weights" in done.stderr
+    assert not (tmp_path / "twice").exists()
