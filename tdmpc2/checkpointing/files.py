@@ -239,8 +239,8 @@ def _scheme_of(path: Path, metadata: CheckpointMetadata) -> Scheme:
     scheme = storage_scheme(metadata.scheme, metadata.scheme_version)
     if scheme is None:
         raise CheckpointError(
-            f"{path}: stored by scheme '{printable(metadata.scheme)}' version {metadata.scheme_version}, which this version of "
-            f"the program cannot read; it knows float32, {', '.join(SCHEMES)}, each in version 1."
+            f"{path}: stored by scheme '{printable(metadata.scheme)}' version {metadata.scheme_version}, "
+            f"which this version of the program cannot read; it knows float32, {', '.join(SCHEMES)}, each in version 1."
         )
     return scheme
 
