@@ -200,13 +200,13 @@ def _int8_product(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     if weight.dim() == 2:
         rows, scale = quantise_rows(x.reshape(-1, x.shape[-1]))
         product = _integer_matmul(rows, weight) * scale
-        return product.mul_(weight_scale).view(*x.shape[:-1], -1)
+        return product.mul_(weight_scale).reshape(*x.shape[:-1], -1)
     if x.stride(0) == 0:  # every head sees the same input: it is quantised once
         rows, scale = (part.expand(len(weight), -1, -1) for part in quantise_rows(x[0].reshape(-1, x.shape[-1])))
     else:
         rows, scale = quantise_rows(x.reshape(x.shape[0], -1, x.shape[-1]))
     product = torch.stack([_integer_matmul(rows[head], weight[head]) for head in range(len(weight))]) * scale
-    return product.mul_(weight_scale.unsqueeze(1)).view(*x.shape[:-1], -1)
+    return product.mul_(weight_scale.unsqueeze(1)).reshape(*x.shape[:-1], -1)
 
 
 def _integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
