@@ -1,6 +1,9 @@
-"""Casts a trained student, stores it, and evaluates it before and after.
+"""Quantises a trained student, stores it, and evaluates it before and after.
 
-python scripts/quantize.py checkpoint=logs/mt30/default/seed1/checkpoints/final.safetensors scheme=fp16
+python scripts/quantize.py checkpoint=logs/mt30/default/seed1/checkpoints/final.safetensors scheme=int8
+
+Schemes: fp16, bf16, int8, int8-dynamic, mixed, int4, and the published paper-int8 and paper-mixed (see
+docs/quantization.md). What is written is loaded like any other checkpoint.
 """
 
 from __future__ import annotations
@@ -13,38 +16,62 @@ import torch
 from omegaconf import DictConfig
 
 from tdmpc2.agent import load_agent, resolve_device
-from tdmpc2.checkpointing import checkpoint_metadata, load_model, save_checkpoint
-from tdmpc2.errors import UserError
+from tdmpc2.checkpointing import checkpoint_metadata, load_model, require_float, save_checkpoint
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import score_text
 from tdmpc2.evaluation.runner import evaluate_to_files
-from tdmpc2.quantisation import quantise, without_target
+from tdmpc2.quantisation import Quantised, Scheme, quantise, scheme_named, without_target
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required, result_name
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
 
 
 def after_precision(wanted: str, device: torch.device) -> str:
-    """The arithmetic of the cast student: half on CUDA; a CPU computes in float32 on the half weights."""
+    """The arithmetic of the quantised student: half on CUDA; a CPU computes in float32 on what is stored."""
     if wanted != "auto":
         return wanted
     return "float16" if device.type == "cuda" else "float32"
 
 
+def arithmetic(scheme: Scheme, precision: str, device: torch.device) -> str:
+    """The words for what `precision` means with a scheme."""
+    if scheme.integer_products:
+        return f"int8 products and {precision} arithmetic"
+    slow = " (a CPU has no fast half arithmetic)" if device.type == "cpu" else ""
+    return f"{precision} arithmetic on {scheme.name} weights{slow}"
+
+
+def report_table(quantised: Quantised) -> str:
+    """A line for every tensor of the model; errors relative to the largest number of the tensor."""
+    rows = []
+    for line in quantised.report:
+        relative = 1 / line.largest if line.largest else 0.0
+        errors = [f"{line.largest_error * relative:.1e}", f"{line.mean_error * relative:.1e}", f"{line.zeroed:.1%}"]
+        rows.append([line.name, line.kind, f"{line.numbers:,}", f"{line.bytes:,}", *errors])
+    header = ["tensor", "stored as", "numbers", "bytes", "largest error", "mean error", "turned to 0"]
+    return format_table(header, rows, align="llrrrrr")
+
+
 @hydra_entry("quantize")
 def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
+    scheme = scheme_named(config.scheme)
     source = Path(required(config, "checkpoint"))
     device = resolve_device(config.device)
     model, tasks, checkpoint = load_model(source, chosen_task_set(config))
-    if "int8" in checkpoint.stored_as:
-        raise UserError(f"{source}: stored as {checkpoint.stored_as}; quantise the float student it was made from.")
-    if checkpoint.stored_as == "float16" and config.scheme == "fp16":
+    require_float(checkpoint, "quantisation")
+    if checkpoint.stored_as == "float16" and scheme.name == "fp16":
         print(f"{source} is stored as float16 already: before and after hold the same weights.")
 
-    quantised = quantise(model.state_dict(), config.scheme)
+    quantised = quantise(model.state_dict(), scheme.name)
+    print(report_table(quantised))
     output = Path(config.output or f"results/{result_name(source)}-{config.scheme}")
-    metadata = replace(checkpoint_metadata(checkpoint, tasks), scheme=config.scheme, normalised_score=None)
+    metadata = replace(
+        checkpoint_metadata(checkpoint, tasks),
+        scheme=scheme.name,
+        scheme_version=scheme.version,
+        normalised_score=None,
+    )
     full = output / f"{source.stem}-{config.scheme}.safetensors"
     deployed = output / f"{source.stem}-{config.scheme}-deploy.safetensors"
     deploy_tensors = without_target(quantised.tensors)
@@ -54,17 +81,14 @@ def main(config: DictConfig) -> None:
     sizes.append(("without target Q", deployed, save_checkpoint(deployed, deploy_tensors, metadata)))
     rows = [[what, str(path), f"{size:,}", f"{size / 2**20:.2f}"] for what, path, size in sizes]
     print(format_table(["file", "path", "bytes", "MiB"], rows, align="llrr"))
-    print(f"largest error of a weight: {quantised.largest_error:.2e} of its tensor's largest")
+    print(f"largest error of a number: {quantised.largest_error:.2e} of its tensor's largest")
     if not config.evaluate:
         return
 
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
     planner = planner_settings(config)
     precision = after_precision(config.precision, device)
-    print(
-        f"before: float32 arithmetic; after: {precision} arithmetic on {config.scheme} weights"
-        + (" (a CPU has no fast half arithmetic)" if device.type == "cpu" else "")
-    )
+    print(f"before: float32 arithmetic; after: {arithmetic(scheme, precision, device)}")
     # Both are made before the first is evaluated: what is wrong with either shows at once.
     agents = {
         "before": (load_agent(source, tasks, device, planner), "float32"),
@@ -72,9 +96,9 @@ def main(config: DictConfig) -> None:
     }
     before, after = (
         evaluate_to_files(
-            agent, settings, label=label, configuration={**plain(config), "precision": arithmetic}, folder=output
+            agent, settings, label=label, configuration={**plain(config), "precision": computed_in}, folder=output
         )
-        for label, (agent, arithmetic) in agents.items()
+        for label, (agent, computed_in) in agents.items()
     )
     print(comparison_text(compare(before, after)))
     for result in (before, after):

@@ -8,6 +8,7 @@ from tdmpc2.checkpointing.files import (
     checkpoint_task_set,
     load_model,
     read_checkpoint,
+    require_float,
     save_checkpoint,
 )
 from tdmpc2.checkpointing.metadata import CheckpointMetadata
@@ -23,5 +24,6 @@ __all__ = [
     "load_model",
     "package_versions",
     "read_checkpoint",
+    "require_float",
     "save_checkpoint",
 ]

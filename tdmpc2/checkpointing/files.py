@@ -20,16 +20,20 @@ from tdmpc2.checkpointing.torchfile import read_torch_file
 from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
+from tdmpc2.quantisation import SCHEMES, Scheme, storage_scheme
+from tdmpc2.quantisation.codecs import Shape
 from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.versions import package_versions
 
 _METADATA_KEY = "tdmpc2"
-_STORED_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under this project's names, still as stored (half, qint8, mapped), and what is known of them."""
+    """Weights under this project's names, still as stored, and what is known of them.
+
+    Stored may mean half, mapped on disk, qint8 in released files, or int8 and packed int4 with scales beside them.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
@@ -37,6 +41,17 @@ class Checkpoint:
     stored_as: str
     metadata: CheckpointMetadata | None
     action_masks: Tensor | None
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How an own file is stored; None for a released one."""
+        return None if self.metadata is None else _scheme_of(self.path, self.metadata)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the weights are stored as floats of any width."""
+        scheme = self.scheme
+        return not any(t.is_quantized for t in self.tensors.values()) if scheme is None else scheme.is_float
 
     @property
     def parts(self) -> frozenset[Part]:
@@ -52,6 +67,14 @@ class Checkpoint:
             f"(observation {d.obs_dim}, action {d.action_dim}, latent {d.latent_dim}, "
             f"stored as {self.stored_as})"
         )
+
+    def float32_tensors(self) -> dict[str, Tensor]:
+        """The model's tensors turned back into float32, those that were read."""
+        scheme = self.scheme
+        if scheme is None:
+            return {n: dequantise(t) for n, t in self.tensors.items()}
+        shapes = {n: s for n, s in _model_shapes(self.path, self.dims).items() if n in self.tensors}
+        return scheme.decode(self.tensors, shapes)
 
 
 def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Checkpoint:
@@ -105,14 +128,15 @@ def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
             tensors = {n: file.get_tensor(n) for n in names if n == "task_embedding" or n.split(".")[0] in wanted}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: truncated or not a safetensors checkpoint ({printable(error)}).") from error
+    scheme = _scheme_of(path, metadata)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _STORED_DTYPES:
-            raise CheckpointError(f"{path}: '{name}' is stored as {tensor.dtype}, which this version cannot read.")
         if _crc32(tensor) != checksums[name]:
             raise CheckpointError(f"{path}: '{name}' does not match its checksum; the file is damaged.")
-    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
-    checkpoint = Checkpoint(path, tensors, metadata.dims, "+".join(kinds), metadata, None)
+    kinds = "+".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
+    stored_as = kinds if scheme.is_float else f"{scheme.name}, {kinds}"
+    checkpoint = Checkpoint(path, tensors, metadata.dims, stored_as, metadata, None)
     _check_shapes(checkpoint, shapes)
+    _check_dtypes(checkpoint, scheme)
     _require(checkpoint, () if parts is None else parts)
     return checkpoint
 
@@ -170,14 +194,10 @@ def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
 def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
     """Every tensor that a model of these dimensions has, in its shape, and no other; target Q may be absent."""
     found = shapes or {n: tuple(t.shape) for n, t in checkpoint.tensors.items()}
-    d = checkpoint.dims
-    _check_plausible(checkpoint.path, d, found)
-    try:
-        with torch.device("meta"):
-            model = WorldModel(d, np.ones((d.num_tasks, d.action_dim), np.float32) if d.num_tasks else None)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: no model has its dimensions ({error}).") from error
-    expected = {n: tuple(p.shape) for n, p in model.state_dict().items()}
+    _check_plausible(checkpoint.path, checkpoint.dims, found)
+    scheme, expected = checkpoint.scheme, _model_shapes(checkpoint.path, checkpoint.dims)
+    if scheme is not None:
+        expected = {name: stored.shape for name, stored in scheme.layout(expected).items()}
     if not any(n.startswith("target_q_heads.") for n in found):
         expected = {n: s for n, s in expected.items() if not n.startswith("target_q_heads.")}
     for name in sorted(expected.keys() | found.keys()):
@@ -200,6 +220,55 @@ def _check_plausible(path: Path, dims: ModelDims, found: dict[str, tuple[int, ..
     if dims.num_tasks * dims.action_dim > max(held, 1):
         raise CheckpointError(
             f"{path}: no model has its dimensions ({dims.num_tasks} tasks of {dims.action_dim} actions)."
+        )
+
+
+def _check_dtypes(checkpoint: Checkpoint, scheme: Scheme) -> None:
+    layout = scheme.layout(_model_shapes(checkpoint.path, checkpoint.dims))
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype not in layout[name].dtypes:
+            expected = " or ".join(sorted(str(dtype).removeprefix("torch.") for dtype in layout[name].dtypes))
+            raise CheckpointError(
+                f"{checkpoint.path}: '{name}' is stored as {tensor.dtype}, expected {expected} (scheme {scheme.name})."
+            )
+        if name.endswith("weight_scale") and not bool(((tensor > 0) & tensor.isfinite()).all()):
+            raise CheckpointError(f"{checkpoint.path}: '{name}' holds a scale that is not a positive number.")
+
+
+def _scheme_of(path: Path, metadata: CheckpointMetadata) -> Scheme:
+    scheme = storage_scheme(metadata.scheme, metadata.scheme_version)
+    if scheme is None:
+        raise CheckpointError(
+            f"{path}: stored by scheme '{printable(metadata.scheme)}' version {metadata.scheme_version}, "
+            f"which this version of the program cannot read; it knows float32, {', '.join(SCHEMES)}, each in version 1."
+        )
+    return scheme
+
+
+def _model_shapes(path: Path, dims: ModelDims) -> dict[str, Shape]:
+    """Every tensor of a model of these dimensions, target Q included."""
+    try:
+        with torch.device("meta"):
+            model = WorldModel(dims, np.ones((dims.num_tasks, dims.action_dim), np.float32) if dims.num_tasks else None)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: no model has its dimensions ({error}).") from error
+    return {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+
+
+def require_float(checkpoint: Checkpoint, purpose: str) -> None:
+    """Refuses a file of integers where its float model is needed.
+
+    Args:
+        checkpoint: what was read.
+        purpose: begins the sentence "... needs float weights".
+
+    Raises:
+        CheckpointError: naming the file, how it is stored and what to give instead.
+    """
+    if not checkpoint.is_float:
+        raise CheckpointError(
+            f"{checkpoint.path}: is quantised (stored as {checkpoint.stored_as}); "
+            f"{purpose} needs float weights: give the student it was made from."
         )
 
 
@@ -276,14 +345,31 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> WorldModel:
-    """A model with the checkpoint's weights, in eval mode; only the parts that were read are built."""
+    """A model with the checkpoint's weights, in eval mode; only the parts that were read are built.
+
+    Stored integers become floats here, once, unless their scheme computes with them (`int8-dynamic`): then the weight
+    matrices but the encoder's stay int8, and `dtype` is that of everything else.
+    """
     with torch.device("meta"):
         model = WorldModel(checkpoint.dims, tasks.action_masks() if tasks.multitask else None, checkpoint.parts)
-    weights = {n: dequantise(t).to(device=device, dtype=dtype, copy=True) for n, t in checkpoint.tensors.items()}
+    scheme = checkpoint.scheme
+    if scheme is None or not scheme.integer_products:
+        weights = {n: _to(t, device, dtype) for n, t in checkpoint.float32_tensors().items()}
+    else:
+        model.use_int8_products()
+        held = {n: p.dtype for n, p in model.state_dict().items() if not p.is_floating_point() or n.endswith("_scale")}
+        stored = {n: _to(checkpoint.tensors[n], device, kept) for n, kept in held.items()}
+        floats = {n: _to(t, device, dtype) for n, t in checkpoint.float32_tensors().items() if n not in held}
+        weights = stored | floats
     model.load_state_dict(weights, strict=True, assign=True)
     if model.has_target_q:
         model.target_q_heads.requires_grad_(False)
     return model.to(device).eval()
+
+
+def _to(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    # Copied: what was read may lie in the file itself.
+    return tensor.to(device=device, dtype=dtype, copy=True)
 
 
 def load_model(

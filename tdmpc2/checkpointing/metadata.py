@@ -28,6 +28,7 @@ class CheckpointMetadata:
         model_size: the published size (1, 5, 19, 48, 317), None for another one.
         step: updates taken.
         scheme: how the weights are stored, "float32" or a quantisation scheme.
+        scheme_version: of the scheme's stored form.
         config: the resolved configuration of the run that made it.
         versions: package versions at that time.
         normalised_score: on its task set, 0 to 100, None if it was not evaluated.
@@ -42,6 +43,7 @@ class CheckpointMetadata:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=package_versions)
     normalised_score: float | None = None
+    scheme_version: int = 1
 
     def to_json(self, checksums: dict[str, int]) -> str:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "crc32": checksums}
@@ -63,6 +65,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "model_size": (int, type(None)),
     "step": (int,),
     "scheme": (str,),
+    "scheme_version": (int,),
     "config": (dict,),
     "versions": (dict,),
     "normalised_score": (int, float, type(None)),
@@ -94,6 +97,8 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
                 f"{path}: format {printable(raw['format'])} version {printable(raw['format_version'])}, "
                 f"expected {FORMAT} version {FORMAT_VERSION}."
             )
+        # Nor did they name the version of their scheme.
+        raw.setdefault("scheme_version", 1)
         known = {f.name: _expect(f.name, raw[f.name], *_TYPES[f.name]) for f in fields(CheckpointMetadata)}
         known["dims"] = ModelDims(**{n: _expect(n, v, int, float) for n, v in known["dims"].items()})
         known["tasks"] = tuple(_expect("a task", task, str) for task in known["tasks"])

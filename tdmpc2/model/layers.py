@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tdmpc2.errors import UserError
+
 Activation = Literal["mish", "simnorm", "none"]
 
 
@@ -107,11 +109,16 @@ class Layer(nn.Module):
         for piece, block in zip(pieces[1:], blocks[1:], strict=True):
             y = y + _product(piece, block)
         y = y.to(weight.dtype)  # under autocast the products alone are in bfloat16
+        return self._activate(y, norm_weight, norm_bias, dropout)
+
+    def _activate(
+        self, y: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, dropout: Tensor | None = None
+    ) -> Tensor:
         if self.activation == "none":
             return y
         if dropout is not None:
             y = y * dropout
-        if weight.dim() == 3:
+        if self.bias.dim() == 2:
             assert norm_weight is not None and norm_bias is not None
             y = F.layer_norm(y, (self.out_dim,))
             y = torch.addcmul(_per_head(norm_bias, y), y, _per_head(norm_weight, y))
@@ -126,6 +133,91 @@ class Layer(nn.Module):
         if frozen:
             parameter = parameter.detach()
         return parameter if heads is None else parameter[heads]
+
+
+class Int8Layer(Layer):
+    """A `Layer` that multiplies integers: int8 weight [out, in] or [E, out, in] with a float32 scale an output channel.
+
+    Each row of an input piece is quantised as it comes, symmetrically: its largest absolute value becomes 127. The
+    int32 product times both scales, plus the bias, goes on in the bias's type. For inference alone.
+    """
+
+    weight_scale: Tensor
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        activation: Activation,
+        *,
+        heads: int | None = None,
+        simnorm_dim: int = 8,
+    ) -> None:
+        super().__init__(in_dim, out_dim, activation, heads=heads, simnorm_dim=simnorm_dim)
+        shape = self.weight.shape
+        del self.weight
+        self.register_buffer("weight", torch.empty(shape, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.empty(shape[:-1], dtype=torch.float32))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Int8Layer:
+        # A model turned to half keeps these in float32: small scales have few digits in half.
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        self.weight_scale = scale.to(self.weight.device)
+        return self
+
+    def forward(
+        self, *pieces: Tensor, heads: Tensor | None = None, dropout: Tensor | None = None, frozen: bool = False
+    ) -> Tensor:
+        """As `Layer.forward`, without gradients: dropout is an error."""
+        if dropout is not None:
+            raise UserError("a model of int8 weights cannot be trained: train the float one it was made from.")
+        weight: Tensor = self.weight
+        scale = self.weight_scale
+        bias, norm_weight, norm_bias = (
+            self._used(parameter, heads, True) for parameter in (self.bias, self.norm_weight, self.norm_bias)
+        )
+        if heads is not None:
+            weight, scale = weight[heads], scale[heads]
+        assert bias is not None
+        blocks = weight.split([piece.shape[-1] for piece in pieces], dim=-1)
+        y = _int8_product(pieces[0], blocks[0], scale)
+        for piece, block in zip(pieces[1:], blocks[1:], strict=True):
+            y = y + _int8_product(piece, block, scale)
+        y = y.add_(bias if bias.dim() == 1 else _per_head(bias, y)).to(bias.dtype)
+        return self._activate(y, norm_weight, norm_bias)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., in] -> int8 [..., in] and float32 scale [..., 1]; a row that is not finite has a scale that is not."""
+    x = x.float()
+    scale = (x.abs().amax(dim=-1, keepdim=True) * (1 / 127)).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (x / scale).round_().to(torch.int8), scale
+
+
+def _int8_product(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """As `_product`, in float32, with int8 weights [..., out, in] and their scales [..., out]."""
+    if weight.dim() == 2:
+        rows, scale = quantise_rows(x.reshape(-1, x.shape[-1]))
+        product = _integer_matmul(rows, weight) * scale
+        return product.mul_(weight_scale).reshape(*x.shape[:-1], -1)
+    if x.stride(0) == 0:  # every head sees the same input: it is quantised once
+        rows, scale = (part.expand(len(weight), -1, -1) for part in quantise_rows(x[0].reshape(-1, x.shape[-1])))
+    else:
+        rows, scale = quantise_rows(x.reshape(x.shape[0], -1, x.shape[-1]))
+    product = torch.stack([_integer_matmul(rows[head], weight[head]) for head in range(len(weight))]) * scale
+    return product.mul_(weight_scale.unsqueeze(1)).reshape(*x.shape[:-1], -1)
+
+
+def _integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 [rows, in] times int8 [out, in] -> int32 [rows, out]."""
+    if x.device.type == "cpu":
+        return torch._int_mm(x, weight.t())
+    # CUDA's needs more than 16 rows, and widths that are multiples of 8; zeros add nothing.
+    (rows, width), out = x.shape, weight.shape[0]
+    x = F.pad(x, (0, -width % 8, 0, max(0, 32 - rows)))
+    weight = F.pad(weight, (0, -width % 8, 0, -out % 8))
+    return torch._int_mm(x, weight.t())[:rows, :out]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -186,6 +278,19 @@ class Mlp(nn.Module):
         for layer in others:
             x = layer(x, heads=heads, frozen=frozen)
         return x
+
+    def use_int8_products(self) -> None:
+        """Replaces every layer by an `Int8Layer` of its shape, on its device; their weights are left unset."""
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            with layer.weight.device:
+                self.layers[i] = Int8Layer(
+                    layer.weight.shape[-1],
+                    layer.out_dim,
+                    layer.activation,
+                    heads=self.heads,
+                    simnorm_dim=layer.simnorm_dim,
+                )
 
     def init_weights(self, generator: torch.Generator | None, *, zero_output: bool = False) -> None:
         """Linear weights normal with std 0.02, biases 0, LayerNorm the identity; output weight 0 if asked."""

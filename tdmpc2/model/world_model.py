@@ -118,6 +118,14 @@ class WorldModel(nn.Module):
             if {"q_heads", "target_q_heads"} <= self.parts:
                 self._part("target_q_heads").load_state_dict(self._part("q_heads").state_dict())
 
+    def use_int8_products(self) -> None:
+        """Makes the weight matrices int8 with integer products, for inference; weights are then to be loaded.
+
+        Not the encoder's: it runs once a decision, and observations, whose scales differ widely, lose most in int8.
+        """
+        for part in self.parts - {"encoder"}:
+            self._part(part).use_int8_products()
+
     # -- task conditioning ----------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -1,5 +1,29 @@
-"""Quantisation of trained students for deployment."""
+"""Quantisation of trained students for deployment: tensors to stored tensors and back."""
 
-from tdmpc2.quantisation.schemes import SCHEMES, Quantised, quantise, to_half, without_target
+from tdmpc2.quantisation.codecs import Stored
+from tdmpc2.quantisation.schemes import (
+    FLOAT32,
+    SCHEMES,
+    Quantised,
+    Scheme,
+    TensorReport,
+    quantise,
+    quantise_by,
+    scheme_named,
+    storage_scheme,
+    without_target,
+)
 
-__all__ = ["SCHEMES", "Quantised", "quantise", "to_half", "without_target"]
+__all__ = [
+    "FLOAT32",
+    "SCHEMES",
+    "Quantised",
+    "Scheme",
+    "Stored",
+    "TensorReport",
+    "quantise",
+    "quantise_by",
+    "scheme_named",
+    "storage_scheme",
+    "without_target",
+]

@@ -22,6 +22,7 @@ from tdmpc2.checkpointing import (
     build_model,
     checkpoint_task_set,
     read_checkpoint,
+    require_float,
     save_checkpoint,
 )
 from tdmpc2.data.labels import LabelColumn
@@ -167,6 +168,7 @@ def new_student(settings: TrainSettings) -> WorldModel:
         model.init_weights(torch.Generator().manual_seed(settings.seed))
         return model.to(settings.device)
     source = read_checkpoint(settings.checkpoint)
+    require_float(source, "training")
     checkpoint_task_set(source, settings.task_set)
     # Released files say nothing of dropout and the like: those come from the configuration.
     shaped = replace(
