@@ -7,7 +7,7 @@ python benchmarks/train_step.py --device cuda --memory-cap-gb 12 --json train_st
 Each row runs in a process of its own, so that its peak memory is its own. Batches are random and lie ready: the
 data room has a benchmark of its own. A teacher has random weights of its size; "labels" is a batch that brings the
 teacher's rewards along. Modes: eager; compiled (torch.compile); graphs (one CUDA graph); compiled+graphs; each also
-with "-bf16", bfloat16 products. The floor is the larger of FLOPs over the machine's measured product rate and bytes
+with "-bf16", bfloat16 products, the teacher's too. The floor is the larger of FLOPs over the machine's measured product rate and bytes
 over its measured copy rate; both rates are measured first, on the same device.
 """
 
@@ -170,7 +170,7 @@ def measure(batch_size: int, teacher_name: str, mode: str, device: torch.device,
     teacher_dims = None
     if size is not None:
         teacher_dims = model_dims(size, MT30.obs_dim, MT30.action_dim, len(MT30))
-        teacher = random_teacher(teacher_dims, MT30, MT30, 0, device)
+        teacher = random_teacher(teacher_dims, MT30, MT30, 0, device, precision=precision)
     model = WorldModel(dims, MT30.action_masks())
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(device)
