@@ -7,8 +7,8 @@ python benchmarks/train_step.py --device cuda --memory-cap-gb 12 --json train_st
 Each row runs in a process of its own, so that its peak memory is its own. Batches are random and lie ready: the
 data room has a benchmark of its own. A teacher has random weights of its size; "labels" is a batch that brings the
 teacher's rewards along. Modes: eager; compiled (torch.compile); graphs (one CUDA graph); compiled+graphs; each also
-with "-bf16", bfloat16 products, the teacher's too. The floor is the larger of FLOPs over the machine's measured product rate and bytes
-over its measured copy rate; both rates are measured first, on the same device.
+with "-bf16", bfloat16 products, the teacher's too. The floor is the larger of FLOPs over the machine's measured product
+rate and bytes over its measured copy rate; both rates are measured first, on the same device.
 """
 
 from __future__ import annotations
