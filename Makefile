@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEVICE ?= auto
 
-.PHONY: quickstart test test-slow test-cuda lint setup setup-dev teacher clean
+.PHONY: quickstart test test-slow test-reliability test-cuda lint setup setup-dev teacher clean
 
 quickstart: setup
 	$(BIN)/python scripts/quickstart.py --device $(DEVICE)
@@ -15,6 +15,11 @@ test: setup-dev lint
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m "slow and not cuda" --timeout 3600
+
+# Kills, full disks and damaged states many times, and the property tests with twenty times the cases: hours.
+test-reliability: setup-dev
+	$(BIN)/python -m pytest tests/test_reliability.py -m slow --timeout 3600
+	$(BIN)/python -m pytest tests/test_properties_*.py --hypothesis-profile=slow --timeout 3600
 
 test-cuda: setup-dev
 	$(BIN)/python -m pytest -m cuda
