@@ -289,7 +289,7 @@ class EpisodeStore:
             raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
         return np.frombuffer(self._mapping, dtype=dtype)
 
-    def will_read(self, first: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> None:
+    def will_read(self, first: npt.NDArray[np.int64], count: int) -> None:
         """Tells the system to fetch `count` elements from each of `first` on, all at once, in the background.
 
         Without this, rows that are not in memory are fetched one after the other, as they are touched.
