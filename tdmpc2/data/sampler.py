@@ -99,7 +99,7 @@ class SliceSampler:
         self._share = slice(rank * share, (rank + 1) * share)
         self._episodes, self._task_ids = _match(store, task_set)
         self._starts = store.episode_steps - horizon
-        self._batches_to_announce = 0
+        self._batches_to_announce = _ANNOUNCE
         # A batch copies one run of values for every slice, as long as the widest task's, and picks from those.
         length = horizon + 1
         drawn = store.task_ids[self._episodes]
