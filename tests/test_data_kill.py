@@ -86,20 +86,7 @@ def uninterrupted(published: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return content(path)
 
 
-MOMENTS = [
-    "header:1",
-    "sync:1",
-    "write:1",
-    "write:8",
-    "sync:2",
-    "header:3",
-    "close:3",
-    "write:20",
-    "sync:9",
-    "sync:12",
-    "close:5",
-    "header:9",
-]
+MOMENTS = ["header:1", "sync:1", "write:1", "header:3", "close:3", "write:20", "sync:9", "header:9"]
 """In the n-th call: before the header is written or the files are closed, after a write or an fsync."""
 
 
