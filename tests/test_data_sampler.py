@@ -68,6 +68,22 @@ def test_shortest_and_longest_slices(store: EpisodeStore, horizon: int) -> None:
     assert batch.reward.isfinite().all()
 
 
+@pytest.mark.parametrize("ids", [[0, 7], [7, 29]])
+def test_the_last_slices_of_a_narrow_task(tmp_path: Path, ids: list[int]) -> None:
+    """A slice is copied with more than its own values, which must not reach beyond the store's end."""
+    tasks = task_set("names", [MT30.tasks[k] for k in ids])
+    store = make_store(tmp_path / "s", tasks, [0, 1], steps=5)
+    sampler = SliceSampler(store, tasks, batch_size=64, horizon=3, seed=0)
+    episodes, starts = sampler.indices(0)
+    assert {(1, 0), (1, 1)} <= set(zip(episodes.tolist(), starts.tolist(), strict=True))
+    batch = sampler.batch(0)
+    for b, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
+        expected = padded(store.episode(episode), tasks.obs_dim, tasks.action_dim)
+        np.testing.assert_array_equal(batch.obs[:, b], expected["obs"][start : start + 4])
+        np.testing.assert_array_equal(batch.action[:, b], expected["action"][start + 1 : start + 4])
+        np.testing.assert_array_equal(batch.reward[:, b, 0], expected["reward"][start + 1 : start + 4])
+
+
 def test_a_batch_depends_on_seed_and_step_alone(store: EpisodeStore, tmp_path: Path) -> None:
     sampler = SliceSampler(store, MT30, batch_size=64, horizon=3, seed=7)
     forward = [sampler.batch(step) for step in range(4)]
@@ -85,7 +101,7 @@ def test_announcing_rows_to_the_system_changes_nothing(store: EpisodeStore) -> N
     expected = sampler.batch(3)
     sampler._batches_to_announce = 2
     assert same(sampler.batch(3), expected)
-    assert sampler._batches_to_announce in (1, 256)
+    assert sampler._batches_to_announce >= 1  # more where this one had to wait, too
 
 
 def test_every_slice_is_equally_likely(store: EpisodeStore) -> None:
@@ -201,14 +217,22 @@ def test_a_prefetcher_stops_cleanly(store: EpisodeStore) -> None:
         Prefetcher(sampler, "cpu", depth=0)
 
 
-def test_an_error_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
-    """The rows are gone when the first batch is drawn."""
-    sampler = SliceSampler(make_store(tmp_path / "s", MT30, ALL), MT30, 16, 3, 0)
-    (tmp_path / "s" / "rows.bin").unlink()
-    with Prefetcher(sampler, "cpu") as batches:
+def test_an_error_in_the_thread_reaches_the_consumer(store: EpisodeStore) -> None:
+    class Damaged:
+        def at(self, episodes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            raise DataError("labels.bin: cannot be read")
+
+    with Prefetcher(SliceSampler(store, MT30, 16, 3, 0, labels=Damaged()), "cpu") as batches:
         for _ in range(2):
-            with pytest.raises(DataError, match=r"rows\.bin: cannot be mapped"):
+            with pytest.raises(DataError, match=r"labels\.bin: cannot be read"):
                 next(batches)
+
+
+def test_rows_that_cannot_be_read_are_found_at_once(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", MT30, ALL)
+    (tmp_path / "s" / "rows.bin").unlink()
+    with pytest.raises(DataError, match=r"rows\.bin: cannot be mapped"):
+        SliceSampler(store, MT30, 16, 3, 0)
 
 
 def test_a_nan_in_the_store_can_be_traced(tmp_path: Path) -> None:

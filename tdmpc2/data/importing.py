@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store import EpisodeStore, is_free
 from tdmpc2.errors import DataError
 from tdmpc2.tasks import TaskSet
 
@@ -39,7 +39,7 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: 
     if len(steps) != 1:
         raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
     wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, steps.pop() + 1)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if is_free(path):
         return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")
     store = EpisodeStore.open(path)
     found = (store.tasks, store.obs_dim, store.action_dim, store.episode_steps)

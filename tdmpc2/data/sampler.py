@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,14 @@ if sys.platform == "linux":
     import resource
 
 
-_ANNOUNCE = 256
-"""Batches whose rows are announced to the system after one had to wait for the disk. That makes batches from a
-disk several times faster and those from memory slower, so it ends by itself once the data is there."""
+_ANNOUNCE = 16
+"""Batches whose rows are announced to the system for every wait for the disk in one batch, 256 at most. Announcing
+makes batches from a disk several times faster and those from memory slower, so it ends by itself as the data comes
+in, and a store that is in memory but for a few pages hardly pays for it."""
+
+
+_PART = 32_000
+"""Elements below which torch does a copy in the calling thread alone."""
 
 
 _Prepared: TypeAlias = "tuple[Batch, torch.cuda.Event | None]"
@@ -92,11 +97,15 @@ class SliceSampler:
         self.labels = labels
         share = batch_size // world_size
         self._share = slice(rank * share, (rank + 1) * share)
-        self._episodes, self._tasks = _match(store, task_set)
+        self._episodes, self._task_ids = _match(store, task_set)
         self._starts = store.episode_steps - horizon
-        self._batches_to_announce = 0
-        # Of each of the store's tasks: where the values of a slice lie from its first one on, and which are padding.
-        self._template, self._held = _slice_templates(store, task_set, horizon + 1)
+        self._batches_to_announce = _ANNOUNCE
+        # A batch copies one run of values for every slice, as long as the widest task's, and picks from those.
+        length = horizon + 1
+        drawn = store.task_ids[self._episodes]
+        self._run = min(length * int(store.header.widths[np.unique(drawn)].max()), store.rows.size)
+        self._runs = np.lib.stride_tricks.sliding_window_view(store.rows, self._run)
+        self._template = _slice_template(store, task_set, length, padding=self._run)
 
     @property
     def num_episodes(self) -> int:
@@ -114,7 +123,10 @@ class SliceSampler:
     def batch(self, step: int) -> Batch:
         """The batch of update step `step`, or this process's share of it, on the CPU."""
         drawn, starts = (part[self._share] for part in self._draw(step))
-        episodes = self._episodes[drawn]
+        return self.slices(self._episodes[drawn], starts)
+
+    def slices(self, episodes: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Batch:
+        """These slices, int64 [B] each, of episodes whose task is in the task set."""
         rows = self._gather(episodes, starts)
         obs_dim = self.task_set.obs_dim
         taught = None
@@ -125,7 +137,7 @@ class SliceSampler:
             obs=_own(rows[:, :, :obs_dim]),
             action=_own(rows[1:, :, obs_dim:-1]),
             reward=_own(rows[1:, :, -1:]),
-            task=torch.from_numpy(self._tasks[drawn]),
+            task=torch.from_numpy(self._task_ids[self.store.task_ids[episodes]]),
             teacher_reward=taught,
         )
 
@@ -140,21 +152,25 @@ class SliceSampler:
         return _below(raw[: self.batch_size], self.num_episodes), _below(raw[self.batch_size :], self._starts)
 
     def _gather(self, episodes: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """[H+1,B,O+A+1] in the task set's widths: one gather from the mapped rows, then zeros for padding."""
-        store = self.store
+        """[H+1,B,O+A+1] in the task set's widths, zero where a task has no such column."""
+        store, count = self.store, len(episodes)
         task = store.task_ids[episodes]
-        width = store.header.widths[task]
-        first = store.offsets[episodes] + starts * width
+        first = store.offsets[episodes] + starts * store.header.widths[task]
+        begin = np.minimum(first, len(self._runs) - 1)
         if self._batches_to_announce > 0:
             self._batches_to_announce -= 1
-            store.will_read(first, (self.horizon + 1) * width)
+            store.will_read(begin, self._run)
         faults = _disk_waits()
-        values = store.rows.take(self._template[:, task] + first[None, :, None]).astype(np.float32, copy=False)
-        if _disk_waits() > faults:
-            self._batches_to_announce = _ANNOUNCE
-        # Padding was read from a slice's first observation, which is finite.
-        values *= self._held[task]
-        return values
+        copied = self._runs[begin]
+        if waits := _disk_waits() - faults:
+            self._batches_to_announce = max(self._batches_to_announce, min(_ANNOUNCE * waits, 256))
+        for late in np.flatnonzero(first > begin):  # near the store's end a narrow slice is not at its run's start
+            copied[late] = np.roll(copied[late], begin[late] - first[late])
+        padded = np.zeros((count, self._run + 1), copied.dtype)  # the last column is what padding is read from
+        padded[:, :-1] = copied
+        where = self._template.take(task, axis=0)
+        where += np.arange(count)[:, None] * (self._run + 1)
+        return _single(padded.reshape(-1)).take(where).reshape(count, self.horizon + 1, -1).swapaxes(0, 1)
 
 
 class Prefetcher:
@@ -257,16 +273,13 @@ class Prefetcher:
             return batch.pin_memory().to(self._device, non_blocking=True), self._stream.record_event()
 
 
-def _slice_templates(
-    store: EpisodeStore, task_set: TaskSet, length: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """For every task of the store: offsets [length, tasks, O+A+1] of a slice's values, and [tasks, O+A+1] 1 or 0.
+def _slice_template(store: EpisodeStore, task_set: TaskSet, length: int, padding: int) -> npt.NDArray[np.int64]:
+    """[tasks, length * (O+A+1)]: for every task of the store, where each value of a slice lies from its first one on.
 
-    Columns are those of the task set, which knows a task's own widths; a column that a task does not have is padding.
+    Columns are those of the task set, which knows a task's own widths; one that a task does not have is at `padding`.
     """
     obs_dim, columns = task_set.obs_dim, task_set.obs_dim + task_set.action_dim + 1
-    offsets = np.zeros((length, len(store.tasks), columns), np.int64)
-    held = np.zeros((len(store.tasks), columns), np.float32)
+    offsets = np.full((len(store.tasks), length, columns), padding, np.int64)
     for k, name in enumerate(store.tasks):
         if name not in task_set.tasks:
             continue
@@ -275,13 +288,27 @@ def _slice_templates(
         stored, width = store.header.obs_dims[k], int(store.header.widths[k])
         within = np.concatenate([np.arange(o), stored + np.arange(a), [width - 1]])
         at = np.concatenate([np.arange(o), obs_dim + np.arange(a), [columns - 1]])
-        offsets[:, k, at] = within[None, :] + np.arange(length)[:, None] * width
-        held[k, at] = 1.0
-    return offsets, held
+        offsets[k][:, at] = within[None, :] + np.arange(length)[:, None] * width
+    return offsets.reshape(len(store.tasks), -1)
+
+
+def _single(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """1-D values in float32.
+
+    By torch, which converts half precision several times faster than numpy; in parts so small that it does not wake
+    other threads for them, which belong to the training.
+    """
+    if values.dtype == np.float32:
+        return values
+    out = np.empty(len(values), np.float32)
+    for start in range(0, len(values), _PART):
+        part = slice(start, start + _PART)
+        torch.from_numpy(out[part]).copy_(torch.from_numpy(values[part]))
+    return out
 
 
 def _match(store: EpisodeStore, task_set: TaskSet) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The episodes whose task is in the task set, and each one's id there."""
+    """The episodes whose task is in the task set; and of each of the store's tasks, its id there or -1."""
     for name, obs_dim, action_dim in zip(task_set.tasks, task_set.obs_dims, task_set.action_dims, strict=True):
         if name not in store.tasks:
             continue
@@ -304,7 +331,7 @@ def _match(store: EpisodeStore, task_set: TaskSet) -> tuple[npt.NDArray[np.int64
             f"{store.path}: no episodes of {', '.join(missing)}, which task set '{task_set.name}' "
             "names; import or collect some, or train on a task set without them."
         )
-    return episodes, tasks[episodes]
+    return episodes, ids
 
 
 def _disk_waits() -> int:

@@ -25,6 +25,7 @@ import os
 import reprlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ FORMAT = "tdmpc2-episodes"
 VERSION = 2
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 _HEADER = "store.json"
+_UNFINISHED = f".{_HEADER}.*.tmp"
 _LOCK = "store.lock"
 _COLUMNS = ("rows", "tasks", "returns")
 _TASK_DTYPE = np.dtype("<i2")
@@ -176,10 +178,11 @@ class EpisodeStore:
                 f"{path}: found obs_dim {obs_dim} and action_dim {action_dim}, expected at least {max(obs_dims)} "
                 f"and {max(action_dims)}, its widest tasks'."
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not is_free(path):
             raise DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
         store = cls(path, Header(names, obs_dims, action_dims, episode_steps, dtype, notes))
         store._write_header(store.header)
+        store._sweep()
         return store
 
     @classmethod
@@ -287,14 +290,16 @@ class EpisodeStore:
                 self._mapping = mmap.mmap(file.fileno(), self.num_bytes, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
+        if hasattr(mmap, "MADV_RANDOM"):  # else a row that is not in memory brings megabytes of others along
+            self._mapping.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(self._mapping, dtype=dtype)
 
-    def will_read(self, first: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> None:
+    def will_read(self, first: npt.NDArray[np.int64], count: int) -> None:
         """Tells the system to fetch `count` elements from each of `first` on, all at once, in the background.
 
         Without this, rows that are not in memory are fetched one after the other, as they are touched.
         """
-        if not hasattr(mmap, "MADV_WILLNEED") or not self.rows.size or self._mapping is None:
+        if not hasattr(mmap, "MADV_WILLNEED") or not self.rows.size or self._mapping is None or not count:
             return
         itemsize = DTYPES[self.header.dtype].itemsize
         starts = first * itemsize
@@ -322,6 +327,7 @@ class EpisodeStore:
         """Episodes `first` to `stop - 1` as a block."""
         if not 0 <= first <= stop <= len(self):
             raise DataError(f"{self.path}: found episodes {first} to {stop}, expected within 0 to {len(self)}.")
+        self.will_read(self.offsets[first : first + 1], int(self.offsets[stop] - self.offsets[first]))
         task = self.task_ids[first:stop].astype(np.int64)
         shape = (stop - first, self.episode_steps)
         obs = np.zeros((*shape, self.obs_dim), np.float32)
@@ -338,27 +344,30 @@ class EpisodeStore:
 
     def verify(self) -> int:
         """Reads everything and compares its checksums; returns the bytes read, or raises a `DataError`."""
-        total = 0
+        parts: list[tuple[str, Segment, int]] = []
         for column in _COLUMNS:
-            file = self.path / f"{column}.bin"
-            if not self.segments:
-                return 0
-            try:
-                with file.open("rb") as content:
-                    for segment in self.segments:
-                        total += self._verify_segment(file, content, column, segment)
-            except OSError as error:
-                raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+            start = 0
+            for segment in self.segments:
+                parts.append((column, segment, start))
+                start += _column_bytes(segment)[column]
+        with ThreadPoolExecutor(2) as pool:
+            total = sum(pool.map(lambda part: self._verify_segment(*part), parts))
         self.offsets  # noqa: B018 - tasks and rows must agree
         return total
 
-    def _verify_segment(self, file: Path, content: BinaryIO, column: str, segment: Segment) -> int:
+    def _verify_segment(self, column: str, segment: Segment, start: int) -> int:
+        file = self.path / f"{column}.bin"
         size = _column_bytes(segment)[column]
         expected = str(getattr(segment, f"{column}_sha256"))
         digest, left = hashlib.sha256(), size
-        while left and (block := content.read(min(left, _BLOCK_BYTES))):
-            digest.update(block)
-            left -= len(block)
+        try:
+            with file.open("rb") as content:
+                content.seek(start)
+                while left and (block := content.read(min(left, _BLOCK_BYTES))):
+                    digest.update(block)
+                    left -= len(block)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
         if digest.hexdigest() != expected:
             raise DataError(
                 f"{file}: found SHA-256 {digest.hexdigest()[:12]}…, expected {expected[:12]}… in the part made from "
@@ -414,6 +423,12 @@ class EpisodeStore:
         content = {"format": FORMAT, "version": VERSION, **asdict(header)}
         atomic_write_text(self.path / _HEADER, json.dumps(content, indent=2) + "\n")
 
+    def _sweep(self) -> None:
+        """Removes headers that were being written when a writer was killed."""
+        for file in self.path.glob(_UNFINISHED):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
     def _reload(self) -> None:
         """Takes over the header on disk (another process may have appended) and forgets what was derived."""
         self.header = _read_header(self.path / _HEADER)
@@ -465,6 +480,7 @@ class StoreWriter:
                         "file again from where it came, or make the store anew."
                     )
                 file.truncate(size)  # of a writer that was killed
+            store._sweep()
         except BaseException as error:
             self._close()
             if isinstance(error, OSError):
@@ -567,6 +583,13 @@ class StoreWriter:
                 if Path(file.name).stat().st_size > committed[column]:
                     os.truncate(file.name, committed[column])
         self._lock.release()
+
+
+def is_free(path: Path) -> bool:
+    """Whether a store can be made there: no such folder, or one empty but for what a killed `create` left."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(file.match(_UNFINISHED) for file in path.iterdir())
 
 
 def _column_bytes(segment: Segment) -> dict[str, int]:
