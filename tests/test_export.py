@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,26 @@ def test_the_folder_runs_by_itself(small_folder: Path) -> None:
     command = [sys.executable, "-B", "-c", WITHOUT_TORCH]
     done = subprocess.run(command, cwd=small_folder, env={"PATH": ""}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_programs_export_and_control_a_task(small_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    numbers = {"iterations": 2, "num-samples": 12, "num-elites": 4, "num-pi-trajs": 2}
+    flags = [f"--{name}={value}" for name, value in numbers.items()]
+    export = [sys.executable, "scripts/export.py", str(small_file), "--out", str(out), *flags]
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(export, cwd=ROOT, env=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{(out / 'value.onnx').stat().st_size:,}" in done.stdout
+    assert OnnxAgent(out).planner == asdict(
+        replace(SMALL_PLAN, iterations=2, num_samples=12, num_elites=4, num_pi_trajs=2)
+    )
+    no_torch = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    control = [sys.executable, "-c", no_torch, "examples/control_onnx.py", str(out), "cup-catch", "--decisions=5"]
+    done = subprocess.run(control, cwd=ROOT, env=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cup-catch: return ")
+    assert "after 5 decisions" in done.stdout
 
 
 def test_the_package_s_copy_needs_no_torch() -> None:

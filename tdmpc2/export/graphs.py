@@ -142,11 +142,10 @@ class _Builder:
                 continue
             scale, shift = (self.constant(f"{name}.{n}", leaf[n]) for n in ("norm_weight", "norm_bias"))
             x = self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
-            x = (
-                self._mish(x)
-                if i + 1 < count
-                else self._simnorm(x, leaf["bias"].shape[0], 2 if part == "encoder" else 3)
-            )
+            if i + 1 < count:
+                x = self._mish(x)
+            else:
+                x = self._simnorm(x, leaf["bias"].shape[0], rank=2 if part == "encoder" else 3)
         return x
 
     def _linear(self, name: str, leaf: Mapping[str, Array], x: str) -> str:
