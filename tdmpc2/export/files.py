@@ -1,0 +1,91 @@
+"""A checkpoint turned into the folder of an exported agent."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+from tdmpc2.checkpointing import Checkpoint, checkpoint_task_set, package_versions, read_checkpoint
+from tdmpc2.errors import UserError, printable
+from tdmpc2.export.graphs import GRAPHS, ExportModel, build_graph
+from tdmpc2.fileio import atomic_write_bytes
+from tdmpc2.model import ACTING_PARTS
+from tdmpc2.planner import PlannerSettings
+from tdmpc2.tasks import TaskSet
+
+try:
+    from tdmpc2.export.numpy_agent import FORMAT, FORMAT_VERSION
+except ImportError as error:
+    raise UserError("export needs the packages onnx and onnxruntime: pip install onnx onnxruntime") from error
+
+PROGRAM = "numpy_agent.py"
+FACTS = "agent.json"
+FILES = (*(f"{name}.onnx" for name in GRAPHS), PROGRAM, FACTS)
+
+
+def export_agent(
+    checkpoint: str | Path,
+    folder: str | Path,
+    task: str | TaskSet | None = None,
+    planner: PlannerSettings | None = None,
+) -> dict[str, int]:
+    """Writes the graphs, `agent.json` and the program that runs them; returns the bytes of each file.
+
+    Quantised checkpoints are exported by the floats that they stand for, in float32. `agent.json` holds the
+    checksums of the graphs and is written last: a folder of an interrupted export is refused by the agent.
+
+    Args:
+        checkpoint: a released `.pt` file or this project's `.safetensors`.
+        folder: new, empty, or of an earlier export, which is replaced.
+        task: the task set or its name; needed for released files.
+        planner: the planner's numbers; default the papers'.
+
+    Raises:
+        CheckpointError: for a damaged file, one without the parts that planning needs, or another task set.
+        UserError: for a folder that holds other things, or a model too large for ONNX files.
+    """
+    folder, planner = Path(folder), planner or PlannerSettings()
+    _require_free(folder)
+    source = read_checkpoint(checkpoint, ACTING_PARTS)
+    tasks = checkpoint_task_set(source, task)
+    model = _export_model(source, tasks, planner.horizon)
+    graphs = {f"{name}.onnx": build_graph(name, model) for name in GRAPHS}
+    facts = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "task_set": tasks.name,
+        "tasks": tasks.tasks,
+        "obs_dims": tasks.obs_dims,
+        "action_dims": tasks.action_dims,
+        "action_masks": None if model.action_masks is None else model.action_masks.tolist(),
+        "discounts": [round(float(gamma), 7) for gamma in model.discounts],
+        "dims": asdict(source.dims),
+        "planner": asdict(planner),
+        "versions": package_versions(),
+        "crc32": {name: zlib.crc32(data) for name, data in graphs.items()},
+    }
+    program = Path(__file__).with_name(PROGRAM).read_bytes()
+    text = json.dumps(facts, indent=1, allow_nan=False)
+    content = {**graphs, PROGRAM: program, FACTS: text.encode()}
+    for name, data in content.items():
+        atomic_write_bytes(folder / name, data)
+    return {name: len(data) for name, data in content.items()}
+
+
+def _export_model(source: Checkpoint, tasks: TaskSet, horizon: int) -> ExportModel:
+    weights = {name: tensor.float().numpy() for name, tensor in source.float32_tensors().items()}
+    masks = tasks.action_masks() if tasks.multitask else None
+    return ExportModel(weights, source.dims, masks, tasks.discounts(), horizon)
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder to export to.")
+    # Python leaves its compiled files beside a program that was run.
+    others = sorted(p.name for p in folder.glob("*") if p.name not in (*FILES, "__pycache__"))
+    if others:
+        raise UserError(
+            f"{folder}: holds other things ({printable(', '.join(others[:3]))}); give a new or an empty folder."
+        )

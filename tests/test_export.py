@@ -1,0 +1,403 @@
+"""Exported agents: graphs and decisions against the torch agent and reference figures, files, refusals, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from model_fixtures import (
+    RELEASED,
+    ROOT,
+    SMALL_DIMS,
+    SMALL_PLAN,
+    assert_close,
+    gammas,
+    golden,
+    golden_plan,
+    group,
+    single_task_model,
+    small_model,
+    small_tasks,
+    tensors,
+)
+from test_planner import with_tied_elites
+
+from tdmpc2.agent import load_agent
+from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
+from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.export import graphs
+from tdmpc2.export.files import FILES, export_agent
+from tdmpc2.export.numpy_agent import Noise, OnnxAgent, Plan
+from tdmpc2.model import WorldModel
+from tdmpc2.planner import PlannerSettings, PlanNoise
+from tdmpc2.quantisation import quantise
+from tdmpc2.tasks import TaskSet, task_set
+
+
+def saved(path: Path, model: WorldModel, tasks: TaskSet, scheme: str = "float32", **changes: torch.Tensor) -> Path:
+    state = {**model.state_dict(), **changes}
+    if scheme != "float32":
+        state = quantise(state, scheme).tensors
+    save_checkpoint(path, state, CheckpointMetadata(tasks.name, tasks.tasks, model.dims, None, 0, scheme=scheme))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("small") / "small.safetensors", small_model(), small_tasks())
+
+
+@pytest.fixture(scope="module")
+def small_folder(small_file: Path) -> Path:
+    """The tiny golden model, exported."""
+    folder = small_file.parent / "exported"
+    export_agent(small_file, folder, planner=SMALL_PLAN)
+    return folder
+
+
+def as_numpy(noise: PlanNoise) -> Noise:
+    values = {f.name: getattr(noise, f.name) for f in fields(noise)}
+    return Noise(**{name: None if value is None else value.numpy() for name, value in values.items()})
+
+
+def check(plan: Plan, figures: dict[str, torch.Tensor]) -> None:
+    assert_close(torch.from_numpy(np.stack(plan.candidates, 1)), figures["candidates"], name="candidates")
+    assert_close(torch.from_numpy(np.stack(plan.values, 1)), figures["values"], name="values")
+    assert_close(torch.from_numpy(plan.mean), figures["mean"], name="mean")
+    assert_close(torch.from_numpy(plan.action), figures["action"], name="action")
+
+
+def run(folder: Path, graph: str, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    session = onnxruntime.InferenceSession((folder / f"{graph}.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return {output.name: torch.from_numpy(value) for output, value in zip(session.get_outputs(), found, strict=True)}
+
+
+@torch.no_grad()
+def test_every_graph_equals_its_part(small_folder: Path) -> None:
+    model, d = small_model(), SMALL_DIMS
+    g = torch.Generator().manual_seed(0)
+    task, obs = torch.tensor([2, 0, 1, 1]), torch.randn(4, d.obs_dim, generator=g)
+    z = model.encode(torch.randn(4, 7, d.obs_dim, generator=g), task[:, None])
+    action, noise = torch.rand(4, 7, d.action_dim, generator=g) * 2 - 1, torch.randn(4, 7, d.action_dim, generator=g)
+    column = task[:, None]
+    mean, log_std, sampled = model.policy(z, column, noise)
+    q = model.decode(model.q_values(z, action, column))
+    expected = {
+        "encoder": {"z": model.encode(obs, task)},
+        "policy": {"action": sampled, "mean": mean, "log_std": log_std},
+        "dynamics": {"next_z": model.next(z, action, column)},
+        "reward": {"reward": model.decode(model.reward(z, action, column))},
+        "q": {"q": q.squeeze(-1).permute(1, 2, 0)},
+    }
+    for name, figures in expected.items():
+        second = {"encoder": {"obs": obs}, "policy": {"z": z, "noise": noise}}.get(name, {"z": z, "action": action})
+        found = run(small_folder, name, task=task, **second)
+        assert list(found) == list(figures)
+        for output, figure in figures.items():
+            assert figure is not None
+            assert found[output].shape == figure.shape
+            assert_close(found[output], figure, 1e-5, f"{name}.{output}")
+
+
+def test_decisions_equal_the_independent_implementation(
+    small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TaskSet, "discounts", lambda self: gammas().numpy())  # the golden ones differ by task
+    export_agent(small_file, tmp_path, planner=SMALL_PLAN)
+    obs, task, warm, noise = golden_plan(golden())
+    figures = tensors(group(golden(), "plan_out"))
+    agent, given = OnnxAgent(tmp_path), (obs.numpy(), task.numpy(), warm.numpy(), as_numpy(noise))
+    check(agent.plan(*given), figures)
+    assert_close(torch.from_numpy(agent.plan(*given, greedy=True).action), figures["greedy"])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_released_student_decides_as_the_reference(
+    together: bool, shared_checkpoints: Path, shared_golden: Path, tmp_path: Path
+) -> None:
+    with np.load(shared_golden / "planner_mt30_1M.npz") as file:
+        g = {name: file[name] for name in file.files}
+    settings = PlannerSettings(iterations=4, num_samples=48, num_elites=8, num_pi_trajs=6)
+    export_agent(shared_checkpoints / RELEASED, tmp_path, "mt30", settings)
+    agent = OnnxAgent(tmp_path)
+    for names in ("abc",) if together else ("a", "b", "c"):
+        warm = np.zeros((len(names), 3, 6), np.float32)
+        for step in "01":
+
+            def of(key: str, names: str = names, step: str = step) -> np.ndarray:
+                return np.stack([g[f"{name}{step}/{key}"] for name in names])
+
+            noise = Noise(
+                prior=of("prior_noise"),
+                samples=of("sample_noise"),
+                terminal=of("terminal_noise"),
+                heads=np.random.default_rng(0).random((len(names), 4, 2), np.float32),
+                elite=np.zeros(len(names), np.float32),
+                action=of("action_noise"),
+                elite_rank=of("elite_rank_drawn"),
+            )
+            plan = agent.plan(of("obs"), of("task"), warm, noise)
+            reached = {"candidates": "actions", "values": "value", "mean": "mean", "action": "action"}
+            figures = {name: torch.from_numpy(of(key)) for name, key in reached.items()}
+            figures["mean"] = with_tied_elites(torch.from_numpy(plan.mean), figures, settings)
+            check(plan, figures)
+            warm = np.concatenate([of("mean")[:, 1:], np.zeros_like(plan.mean[:, :1])], axis=1)
+
+
+def against_torch(checkpoint: Path, folder: Path, tasks: TaskSet, ids: list[int] | None, count: int = 3) -> None:
+    """Exported and torch agents take the same decisions with the same noise, from the same file."""
+    agent, exported = load_agent(checkpoint, tasks, "cpu", SMALL_PLAN), OnnxAgent(folder)
+    g = torch.Generator().manual_seed(3)
+    noise = agent.planner.draw_noise(count, g)
+    obs = torch.randn(count, tasks.obs_dim, generator=g)
+    warm = torch.rand(count, SMALL_PLAN.horizon, tasks.action_dim, generator=g) - 0.5
+    task = None if ids is None else torch.tensor(ids)
+    expected = agent.planner.plan(obs, task, warm, noise, trace=True)
+    figures = {n: getattr(expected, n) for n in ("candidates", "values", "mean", "action")}
+    task_ids = None if task is None else task.numpy()
+    check(exported.plan(obs.numpy(), task_ids, warm.numpy(), as_numpy(noise)), figures)
+
+
+def test_single_task_agent(tmp_path: Path) -> None:
+    tasks = task_set("cup-catch")
+    path = saved(tmp_path / "one.safetensors", single_task_model(), tasks)
+    export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
+    against_torch(path, tmp_path / "out", tasks, None)
+    agent = OnnxAgent(tmp_path / "out", seed=1)
+    assert agent.act(np.zeros((2, 8))).shape == (2, 2)
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "mixed", "int4"])
+def test_quantised_checkpoints_export_the_floats_they_stand_for(tmp_path: Path, scheme: str) -> None:
+    path = saved(tmp_path / "q.safetensors", small_model(), small_tasks(), scheme)
+    export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
+    against_torch(path, tmp_path / "out", small_tasks(), [2, 0, 1])
+
+
+def test_int8_dynamic_exports_as_int8(tmp_path: Path) -> None:
+    for scheme in ("int8", "int8-dynamic"):
+        path = saved(tmp_path / f"{scheme}.safetensors", small_model(), small_tasks(), scheme)
+        export_agent(path, tmp_path / scheme, planner=SMALL_PLAN)
+    for graph in graphs.GRAPHS:
+        first, second = ((tmp_path / s / f"{graph}.onnx").read_bytes() for s in ("int8", "int8-dynamic"))
+        assert first == second
+
+
+def test_numbers_that_are_broken_count_as_zero(tmp_path: Path) -> None:
+    bias = torch.full_like(small_model().q_heads.layers[2].get_parameter("bias"), torch.nan)
+    path = saved(tmp_path / "nan.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.bias": bias})
+    export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
+    agent = OnnxAgent(tmp_path / "out", seed=0)
+    obs, task, warm, noise = golden_plan(golden())
+    plan = agent.plan(obs.numpy(), task.numpy(), warm.numpy(), as_numpy(noise))
+    assert not np.stack(plan.values).any()
+    assert np.isfinite(plan.action).all()
+
+
+def test_a_broken_action_spoils_its_own_trajectory_alone(small_folder: Path) -> None:
+    agent, rng = OnnxAgent(small_folder), np.random.default_rng(0)
+    z, actions = rng.random((1, 1, 16), np.float32), rng.random((1, 3, 4, 6), np.float32)
+    actions[0, 1, 2, 0] = np.nan
+    rest = rng.standard_normal((1, 4, 6), np.float32), rng.random((1, 3), np.float32)
+    value = agent.value(z, np.array([0]), actions, *rest)
+    assert value[0, 2] == 0
+    assert (value[0, [0, 1, 3]] != 0).all()
+
+
+def test_acting_carries_plans_on_and_masks(small_folder: Path) -> None:
+    obs, task = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32), [0, 1, 2]
+    agents = [OnnxAgent(small_folder, seed=5) for _ in range(3)]
+    first = [agent.act(obs, task) for agent in agents]
+    assert np.array_equal(first[0], first[1])
+    assert not first[0][1, 2:].any()
+    assert not first[0][2, 1:].any()
+    assert (np.abs(first[0]) <= 1).all()
+    warm, again, fresh = (a.act(obs, task, f) for a, f in zip(agents, (None, [False] * 3, [True] * 3), strict=True))
+    assert np.array_equal(warm, again)
+    assert not np.array_equal(warm, fresh)
+    # What act carries on is the plan shifted by a step.
+    one, two = (OnnxAgent(small_folder, seed=7) for _ in range(2))
+    one.act(obs, task)
+    plan = two.plan(obs, np.array(task), np.zeros((3, 3, 6), np.float32), two.draw_noise(3))
+    shifted = np.concatenate([plan.mean[:, 1:], np.zeros((3, 1, 6), np.float32)], axis=1)
+    expected = two.plan(obs, np.array(task), shifted, two.draw_noise(3), greedy=True).action
+    assert np.array_equal(one.act(obs, task, greedy=True), expected)
+
+
+def test_without_prior_trajectories(small_file: Path, tmp_path: Path) -> None:
+    export_agent(small_file, tmp_path, planner=replace(SMALL_PLAN, num_pi_trajs=0, horizon=1))
+    assert np.isfinite(OnnxAgent(tmp_path, seed=0).act(np.zeros((2, 24)), [0, 1])).all()
+
+
+def test_noise_is_normal_and_uniform(tmp_path: Path, small_file: Path) -> None:
+    export_agent(small_file, tmp_path)
+    noise = OnnxAgent(tmp_path, seed=0).draw_noise(4)
+    assert noise.samples.shape == (4, 6, 3, 488, 6)
+    assert noise.samples.mean() == pytest.approx(0, abs=0.02)
+    assert noise.samples.std() == pytest.approx(1, abs=0.02)
+    assert noise.heads.min() >= 0
+    assert noise.heads.max() < 1
+
+
+def test_what_is_written(small_folder: Path) -> None:
+    assert {p.name for p in small_folder.iterdir()} == set(FILES)
+    facts = json.loads((small_folder / "agent.json").read_text())
+    assert facts["tasks"] == list(small_tasks().tasks)
+    assert facts["action_masks"] == small_tasks().action_masks().tolist()
+    assert facts["discounts"] == pytest.approx(small_tasks().discounts().tolist())
+    assert PlannerSettings(**facts["planner"]) == SMALL_PLAN
+    assert (facts["dims"]["log_std_min"], facts["dims"]["num_bins"]) == (-10.0, 101)
+    for name in graphs.GRAPHS:
+        proto = onnx.load(small_folder / f"{name}.onnx")
+        assert [o.version for o in proto.opset_import] == [graphs.OPSET]
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "tdmpc2", "onnx", "safetensors", "dm_control"):
+    sys.modules[name] = None
+import numpy as np
+from numpy_agent import OnnxAgent
+action = OnnxAgent(".", seed=0).act(np.zeros((1, 24)), [1])
+assert action.shape == (1, 6) and action[0, :2].all()
+"""
+
+
+def test_the_folder_runs_by_itself(small_folder: Path) -> None:
+    command = [sys.executable, "-B", "-c", WITHOUT_TORCH]
+    done = subprocess.run(command, cwd=small_folder, env={"PATH": ""}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_programs_export_and_control_a_task(small_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    numbers = {"iterations": 2, "num-samples": 12, "num-elites": 4, "num-pi-trajs": 2}
+    flags = [f"--{name}={value}" for name, value in numbers.items()]
+    export = [sys.executable, "scripts/export.py", str(small_file), "--out", str(out), *flags]
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(export, cwd=ROOT, env=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{(out / 'value.onnx').stat().st_size:,}" in done.stdout
+    assert OnnxAgent(out).planner == asdict(
+        replace(SMALL_PLAN, iterations=2, num_samples=12, num_elites=4, num_pi_trajs=2)
+    )
+    no_torch = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    control = [sys.executable, "-c", no_torch, "examples/control_onnx.py", str(out), "cup-catch", "--decisions=5"]
+    done = subprocess.run(control, cwd=ROOT, env=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cup-catch: return ")
+    assert "after 5 decisions" in done.stdout
+
+
+def test_the_package_s_copy_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from tdmpc2.export.numpy_agent import OnnxAgent"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# -- refusals -------------------------------------------------------------------------------------------------
+
+
+def refused(*arguments: object, modules: str = "") -> str:
+    """The one line that `scripts/export.py` ends on; `modules` are made to look not installed."""
+    hide = f"import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, '.')\nfor name in {modules.split()}: "
+    hide += "sys.modules[name] = None\nimport runpy; runpy.run_path('scripts/export.py', run_name='__main__')"
+    command = [sys.executable, "-c", hide, "export.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxruntime"])
+def test_missing_packages_are_named(small_file: Path, tmp_path: Path, module: str) -> None:
+    message = refused(small_file, "--out", tmp_path / "out", modules=module)
+    assert "pip install onnx onnxruntime" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_things_is_refused(small_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("dear")
+    assert "holds other things (thesis.txt)" in refused(small_file, "--out", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        export_agent(small_file, tmp_path / "thesis.txt")
+
+
+def test_an_earlier_export_is_replaced(small_file: Path, tmp_path: Path) -> None:
+    export_agent(small_file, tmp_path, planner=SMALL_PLAN)
+    export_agent(small_file, tmp_path, planner=replace(SMALL_PLAN, num_samples=9))
+    assert OnnxAgent(tmp_path).planner["num_samples"] == 9
+
+
+def test_released_files_need_their_task_set(shared_checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not name its tasks"):
+        export_agent(shared_checkpoints / RELEASED, tmp_path)
+    with pytest.raises(CheckpointError, match="expected a model of 'quickstart'"):
+        export_agent(shared_checkpoints / RELEASED, tmp_path, "quickstart")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_needed_parts(tmp_path: Path) -> None:
+    model = small_model()
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith(("q_heads", "target_q_heads"))}
+    tasks = small_tasks()
+    path = tmp_path / "teacher.safetensors"
+    save_checkpoint(path, state, CheckpointMetadata(tasks.name, tasks.tasks, model.dims, None, 0))
+    with pytest.raises(CheckpointError, match="q_heads"):
+        export_agent(path, tmp_path / "out")
+
+
+def test_a_model_beyond_the_limit_of_onnx_files(
+    small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "SIZE_LIMIT", 10_000)
+    with pytest.raises(UserError, match=r"would hold [\d,]+ bytes of weights, an ONNX file at most 10,000 \(2 GiB"):
+        export_agent(small_file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_no_agent(small_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"agent\.json: not there or damaged"):
+        OnnxAgent(tmp_path)
+    export_agent(small_file, tmp_path, planner=SMALL_PLAN)
+    graph = tmp_path / "value.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"value\.onnx: does not match its checksum"):
+        OnnxAgent(tmp_path)
+    graph.unlink()
+    with pytest.raises(ValueError, match=r"value\.onnx: cannot be read"):
+        OnnxAgent(tmp_path)
+    (tmp_path / "agent.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected"):
+        OnnxAgent(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("obs", "task", "first", "message"),
+    [
+        ((2, 23), [0, 1], None, r"shape \(2, 23\), expected \(N, 24\)"),
+        ((2, 24), None, None, "knows 3 tasks"),
+        ((2, 24), [0.0, 1.0], None, "integer ids"),
+        ((2, 24), [0], None, "2 integer ids"),
+        ((2, 24), [0, 3], None, "run from 0 to 3"),
+        ((2, 24), [0, 1], [True], r"first has shape \(1,\)"),
+        ((2, 24), [0, 1], [True, False], "mark every one as first"),
+    ],
+)
+def test_wrong_inputs_are_named(
+    small_folder: Path, obs: tuple[int, ...], task: object, first: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnnxAgent(small_folder).act(np.zeros(obs), task, first)  # type: ignore[arg-type]
