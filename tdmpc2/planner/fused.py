@@ -74,8 +74,8 @@ class _Hidden:
                 if index == 0:
                     latent, embedding, action = weight.split(widths, dim=-1)
                     self._shares.append((latent.float(), embedding.float(), bias.float()))
-                    self._from_action.append(Dense(action, None, dtype))
                     dense = Dense(torch.cat([latent, action], -1), None, dtype)
+                    self._from_action.append(Dense(action, None, dtype) if action.shape[-1] else dense)
                 else:
                     dense = Dense(weight, bias, dtype)
                 layers.append((dense, *kernels.norm_form(norm_weight, norm_bias)))
@@ -92,7 +92,10 @@ class _Hidden:
 
     def with_latent(self, shares: list[Tensor], z: Tensor) -> list[Tensor]:
         """The shares with those of latents [N, 1, Z] added."""
-        return [share + _product(z.float(), by_latent) for share, (by_latent, _, _) in zip(shares, self._shares, strict=True)]
+        return [
+            share + _product(z.float(), by_latent)
+            for share, (by_latent, _, _) in zip(shares, self._shares, strict=True)
+        ]
 
     def __call__(self, x: Tensor | None, shares: list[Tensor], *, action_only: bool = False) -> list[Tensor]:
         """Last hidden activations, [N * S, hidden] or [G, N * S, hidden] for each group.
@@ -142,8 +145,7 @@ class FusedModel:
             self._value = _Hidden(heads, widths, together, dtype, own)
             groups = [heads] if together else [[head] for head in heads]
             self._reward_out, self._policy_out, *self._value_out = (
-                Dense(*joined(group, -1)[:2], dtype)
-                for group in ([step[0]], [(model.policy_head, None)], *groups)
+                Dense(*joined(group, -1)[:2], dtype) for group in ([step[0]], [(model.policy_head, None)], *groups)
             )
             weight, bias, norm_weight, norm_bias = joined([step[1]], -1)
             assert norm_weight is not None and norm_bias is not None
@@ -166,7 +168,9 @@ class FusedModel:
             value=value,
             first_step=self._step.with_latent(step, z),
             first_policy=self._policy.with_latent(policy, z),
-            gamma=self._discounts[:1].expand(len(z)).unsqueeze(1) if task is None else self._discounts[task].unsqueeze(1),
+            gamma=self._discounts[:1].expand(len(z)).unsqueeze(1)
+            if task is None
+            else self._discounts[task].unsqueeze(1),
             mask=None if masks is None or task is None else masks[task].unsqueeze(1),
         )
 
@@ -174,12 +178,12 @@ class FusedModel:
         """(rewards [N, S] in float32, next latents [N, S, Z]) of actions [N, S, A] in latents; None: the first ones."""
         count, samples = action.shape[:2]
         x = action.to(self.dtype) if z is None else torch.cat([z, action.to(self.dtype)], -1)
-        hidden = self._step(
-            x.flatten(0, 1), start.first_step if z is None else start.step, action_only=z is None
-        )
+        hidden = self._step(x.flatten(0, 1), start.first_step if z is None else start.step, action_only=z is None)
         of_reward, of_latent = hidden if len(hidden) == 2 else hidden[0].unbind(0)
         reward = self._kernels.expectation(self._reward_out(of_reward), self.bins)
-        after = self._kernels.norm_simnorm(self._latent_out(of_latent), *self._latent_norm, self._model.dims.simnorm_dim)
+        after = self._kernels.norm_simnorm(
+            self._latent_out(of_latent), *self._latent_norm, self._model.dims.simnorm_dim
+        )
         return reward.view(count, samples), after.view(count, samples, -1)
 
     def policy(self, start: Start, z: Tensor | None, noise: Tensor) -> Tensor:
