@@ -47,7 +47,7 @@ class _Hidden:
     Args:
         mlps: the networks, each with the head of it to take (None where it is no stack).
         widths: of the inputs in the first layer's weight: latent, embedding, action.
-        together: multiply all networks in one batched product, which spares a GPU launches; a CPU does better one by one.
+        together: multiply all networks in one batched product.
         dtype: of the products.
         own: the elementwise functions.
     """
@@ -127,27 +127,31 @@ class FusedModel:
         discounts: gamma of each task, float [tasks].
         dtype: of the products and of hidden activations: float32, bfloat16 or float16.
         own: the elementwise functions, eager or compiled.
+        together: multiply reward and dynamics, and all heads of Q, in batched products, which spares a GPU launches;
+            a CPU does better one by one. Default by device.
     """
 
-    def __init__(self, model: WorldModel, discounts: Tensor, dtype: torch.dtype, own: Kernels) -> None:
+    def __init__(
+        self, model: WorldModel, discounts: Tensor, dtype: torch.dtype, own: Kernels, together: bool | None = None
+    ) -> None:
         self._model = model
         self._discounts = discounts
         self._kernels = own
         self.dtype = dtype
         d = model.dims
-        together = discounts.device.type != "cpu"
+        together = discounts.device.type != "cpu" if together is None else together
         widths = (d.latent_dim, d.task_dim, d.action_dim)
-        heads = [(model.q_heads, head) for head in range(d.num_q)]
+        heads: list[tuple[Mlp, int | None]] = [(model.q_heads, head) for head in range(d.num_q)]
         with torch.no_grad():
-            step = [(model.reward_head, None), (model.dynamics, None)]
-            self._step = _Hidden(step, widths, together, dtype, own)
-            self._policy = _Hidden([(model.policy_head, None)], (d.latent_dim, d.task_dim, 0), together, dtype, own)
+            reward, dynamics, policy = ((part, None) for part in (model.reward_head, model.dynamics, model.policy_head))
+            self._step = _Hidden([reward, dynamics], widths, together, dtype, own)
+            self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), together, dtype, own)
             self._value = _Hidden(heads, widths, together, dtype, own)
+            self._reward_out = Dense(*joined([reward], -1)[:2], dtype)
+            self._policy_out = Dense(*joined([policy], -1)[:2], dtype)
             groups = [heads] if together else [[head] for head in heads]
-            self._reward_out, self._policy_out, *self._value_out = (
-                Dense(*joined(group, -1)[:2], dtype) for group in ([step[0]], [(model.policy_head, None)], *groups)
-            )
-            weight, bias, norm_weight, norm_bias = joined([step[1]], -1)
+            self._value_out = [Dense(*joined(group, -1)[:2], dtype) for group in groups]
+            weight, bias, norm_weight, norm_bias = joined([dynamics], -1)
             assert norm_weight is not None and norm_bias is not None
             self._latent_out = Dense(weight, bias, dtype)
             self._latent_norm = norm_weight.float(), norm_bias.float()
@@ -187,7 +191,7 @@ class FusedModel:
         return reward.view(count, samples), after.view(count, samples, -1)
 
     def policy(self, start: Start, z: Tensor | None, noise: Tensor) -> Tensor:
-        """Sampled actions [N, S, A] in float32, of normal noise [N, S, A], in latents [N, S, Z]; None: the first ones."""
+        """Actions [N, S, A] in float32, sampled with normal noise [N, S, A], in latents [N, S, Z] (None: the first)."""
         count = noise.shape[0]
         if z is None:
             hidden = self._policy(None, start.first_policy)

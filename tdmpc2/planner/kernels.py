@@ -33,7 +33,7 @@ class Dense:
         return self._product(x, self._bias)
 
     def with_share(self, x: Tensor, share: Tensor) -> Tensor:
-        """Rows [N * S, in] -> [N * S, out] plus a share [N, 1, out] for each environment, [G, N, 1, out] for a stack."""
+        """Rows [N * S, in] -> [N * S, out] plus each environment's share [N, 1, out]; [G, N, 1, out] for a stack."""
         share = share.to(self.dtype)
         if share.dim() == 3 and share.shape[0] == 1:
             return self._product(x, share.flatten())

@@ -6,12 +6,13 @@ Axes: N environments, S samples, P prior trajectories, H horizon, I iterations, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from tdmpc2.model import WorldModel
+from tdmpc2.planner.captured import CapturedFunction
 from tdmpc2.planner.execution import PlanExecution
 from tdmpc2.planner.fused import FusedModel, Start
 from tdmpc2.planner.settings import PlannerSettings
@@ -81,6 +82,9 @@ class Planner:
         execution: arithmetic and way of running.
     """
 
+    # A captured plan holds its own memory; environments that end one by one must not fill the device with graphs.
+    _MOST_GRAPHS = 8
+
     def __init__(
         self,
         model: WorldModel,
@@ -94,12 +98,14 @@ class Planner:
         self.execution = (execution or PlanExecution()).possible(discounts.device)
         self._weights: list[tuple[int, int]] = []
         self._fused: FusedModel | None = None
+        self._graphs: dict[tuple[int, bool], CapturedFunction] = {}
 
     def fused(self) -> FusedModel:
         """The model laid out for planning, made anew if a weight was changed or replaced since."""
         weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
         if self._fused is None or weights != self._weights:
             self._weights = weights
+            self._graphs.clear()
             self._fused = FusedModel(self.model, self.discounts, self.execution.dtype, self.execution.kernels())
         return self._fused
 
@@ -155,7 +161,37 @@ class Planner:
             greedy: leave the exploration noise out of the action.
             trace: keep every iteration's candidates and values.
         """
-        s, model = self.settings, self.fused()
+        model = self.fused()
+        if not self.execution.cudagraphs or trace or noise.elite_rank is not None:
+            return self._plan(model, obs, task, warm_start, noise, greedy, trace)
+        names = [f.name for f in fields(PlanNoise) if f.name != "elite_rank"]
+        inputs = [obs, warm_start, *(getattr(noise, name) for name in names), *(() if task is None else (task,))]
+
+        def whole(own_obs: Tensor, own_warm: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+            own_noise = PlanNoise(**dict(zip(names, others, strict=False)))
+            own_task = None if task is None else others[-1]
+            plan = self._plan(model, own_obs, own_task, own_warm, own_noise, greedy, False)
+            return plan.action, plan.mean
+
+        form = (obs.shape[0], greedy)
+        if form not in self._graphs:
+            if len(self._graphs) == self._MOST_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            self._graphs[form] = CapturedFunction(whole, inputs)
+        action, mean = self._graphs[form](*inputs)
+        return Plan(action, mean)
+
+    def _plan(
+        self,
+        model: FusedModel,
+        obs: Tensor,
+        task: Tensor | None,
+        warm_start: Tensor,
+        noise: PlanNoise,
+        greedy: bool,
+        trace: bool,
+    ) -> Plan:
+        s = self.settings
         count, actions = obs.shape[0], self.model.dims.action_dim
         mask = None if self.model.action_masks is None or task is None else self.model.action_masks[task]
         start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
@@ -193,6 +229,14 @@ class Planner:
             return Plan(action, mean)
         return Plan(action, mean, torch.stack([c for c, _ in traced], 1), torch.stack([v for _, v in traced], 1))
 
+    @torch.no_grad()
+    def prior_action(self, obs: Tensor, task: Tensor | None, noise: Tensor) -> Tensor:
+        """Actions [N, A] of the policy prior alone, without planning; zero noise [N, A] takes its mean."""
+        model = self.fused()
+        start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
+        return model.policy(start, None, noise.unsqueeze(1)).squeeze(1)
+
+    @torch.no_grad()
     def value(self, z: Tensor, task: Tensor | None, actions: Tensor, terminal_noise: Tensor, heads: Tensor) -> Tensor:
         """Estimated return [N, S] of action sequences: H discounted rewards and the terminal value.
 
