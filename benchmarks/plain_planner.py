@@ -1,8 +1,9 @@
 """MPPI as one writes it plainly in eager torch: what `benchmarks/plan.py` compares the planner with.
 
 All environments at once, no loop over them. Every part gets its whole input concatenated for every trajectory
-(latent, task embedding, action); torch's own linear, layer_norm, mish and softmax; all heads of Q in one batched product;
-nothing hoisted, fused, cast or compiled. The same numbers as `tdmpc2.planner` but for rounding; a test holds them equal.
+(latent, task embedding, action); torch's own linear, layer_norm, mish and softmax; all heads of Q in one
+batched product; nothing hoisted, fused, cast or compiled. The same numbers as `tdmpc2.planner` but for rounding; a test
+holds them equal.
 """
 
 from __future__ import annotations

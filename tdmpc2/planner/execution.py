@@ -49,7 +49,7 @@ class PlanExecution:
                 raise UserError("precision=float16 needs CUDA; on a CPU use bfloat16 or float32.")
             if self.cudagraphs:
                 raise UserError("cudagraphs=true needs a CUDA device, and this agent is on cpu: leave it out.")
-            if self.precision == "bfloat16" and not _cpu_has_bfloat16():
+            if self.precision == "bfloat16" and not cpu_has_bfloat16():
                 print("precision=bfloat16 is slow here: this CPU has no bfloat16 arithmetic.", file=sys.stderr)
         if self.compile and (problem := compile_problem(device)) is not None:
             print(f"compile=true is not possible here, plans run eagerly: {problem}", file=sys.stderr)
@@ -75,6 +75,6 @@ def _compiled_kernels() -> Kernels:
 
 
 @functools.cache
-def _cpu_has_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
