@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.model import WorldModel
-from tdmpc2.model.layers import Layer, Mlp
+from tdmpc2.model.layers import Mlp
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Dense, Kernels
 
@@ -41,6 +41,49 @@ class Start:
     mask: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """One layer of a network, or of several stacked along a first axis; `scale` is an int8 weight's."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+
+    @classmethod
+    def of(cls, group: Sequence[tuple[Mlp, int | None]], index: int) -> _Weights:
+        """Layer `index` of networks, each with the head of it to take (None where it is no stack)."""
+
+        def found(name: str) -> Tensor | None:
+            each = []
+            for mlp, head in group:
+                tensor = getattr(mlp.layers[index], name, None)
+                if tensor is None:
+                    return None
+                each.append(tensor.detach() if head is None else tensor.detach()[head])
+            return each[0] if len(each) == 1 else torch.stack(each)
+
+        weight, bias = found("weight"), found("bias")
+        assert weight is not None and bias is not None
+        return cls(weight, bias, found("weight_scale"), found("norm_weight"), found("norm_bias"))
+
+    def dense(self, dtype: torch.dtype) -> Dense:
+        return Dense(self.weight, self.bias, dtype, self.scale)
+
+    def of_pieces(self, widths: Sequence[int], wanted: Sequence[int], dtype: torch.dtype) -> Dense | None:
+        """The layer, without its bias, on some of the pieces of its input; None where these have no width."""
+        blocks = self.weight.split(list(widths), dim=-1)
+        chosen = [blocks[index] for index in wanted if widths[index]]
+        if not chosen:
+            return None
+        return Dense(torch.cat(chosen, -1), None, dtype, self.scale, [block.shape[-1] for block in chosen])
+
+    def norm(self) -> tuple[Tensor, Tensor]:
+        assert self.norm_weight is not None and self.norm_bias is not None
+        return self.norm_weight.float(), self.norm_bias.float()
+
+
 class _Hidden:
     """Networks of the same widths on the same input, up to their last hidden layer.
 
@@ -60,42 +103,39 @@ class _Hidden:
         dtype: torch.dtype,
         own: Kernels,
     ) -> None:
+        self.dtype = dtype
         self._kernels = own
-        self._width = mlps[0][0].layers[0].out_dim
-        groups = [mlps] if together and len(mlps) > 1 else [[one] for one in mlps]
-        self._layers: list[list[tuple[Dense, Tensor, Tensor]]] = []
-        self._shares: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._from_action: list[Dense] = []
-        for group in groups:
-            layers: list[tuple[Dense, Tensor, Tensor]] = []
-            for index in range(len(mlps[0][0].layers) - 1):
-                weight, bias, norm_weight, norm_bias = joined(group, index)
-                assert norm_weight is not None and norm_bias is not None
-                if index == 0:
-                    latent, embedding, action = weight.split(widths, dim=-1)
-                    self._shares.append((latent.float(), embedding.float(), bias.float()))
-                    dense = Dense(torch.cat([latent, action], -1), None, dtype)
-                    self._from_action.append(Dense(action, None, dtype) if action.shape[-1] else dense)
-                else:
-                    dense = Dense(weight, bias, dtype)
-                layers.append((dense, *kernels.norm_form(norm_weight, norm_bias)))
-            self._layers.append(layers)
+        groups = [mlps] if together else [[one] for one in mlps]
+        firsts = [_Weights.of(group, 0) for group in groups]
+        self._bias = [weights.bias.float().unsqueeze(-2).unsqueeze(-2) for weights in firsts]
+        self._of_latent = [weights.of_pieces(widths, [0], torch.float32) for weights in firsts]
+        self._of_embedding = [weights.of_pieces(widths, [1], torch.float32) for weights in firsts]
+        self._of_action = [weights.of_pieces(widths, [2], dtype) for weights in firsts]
+        self._of_both = [weights.of_pieces(widths, [0, 2], dtype) for weights in firsts]
+        self._first_norm = [kernels.norm_form(*weights.norm()) for weights in firsts]
+        self._others = [
+            [
+                (weights.dense(dtype), *kernels.norm_form(*weights.norm()))
+                for weights in (_Weights.of(group, index) for index in range(1, len(mlps[0][0].layers) - 1))
+            ]
+            for group in groups
+        ]
 
     def embedding_shares(self, embedding: Tensor | None, count: int) -> list[Tensor]:
-        """Of embeddings [N, 1, task_dim]: [N or 1, 1, hidden], or [G, N or 1, 1, hidden] of G together, in float32."""
-        return [
-            bias.unsqueeze(-2).unsqueeze(-2).expand(*bias.shape[:-1], count, 1, -1)
-            if embedding is None
-            else _product(embedding, by_embedding) + bias.unsqueeze(-2).unsqueeze(-2)
-            for _, by_embedding, bias in self._shares
-        ]
+        """Of embeddings [N, task_dim] or none: [N, 1, hidden], or [G, N, 1, hidden] of G together, in float32."""
+        shares = []
+        for bias, dense in zip(self._bias, self._of_embedding, strict=True):
+            share = bias.expand(*bias.shape[:-3], count, 1, -1)
+            shares.append(share if dense is None or embedding is None else share + dense(embedding).unsqueeze(-2))
+        return shares
 
     def with_latent(self, shares: list[Tensor], z: Tensor) -> list[Tensor]:
-        """The shares with those of latents [N, 1, Z] added."""
-        return [
-            share + _product(z.float(), by_latent)
-            for share, (by_latent, _, _) in zip(shares, self._shares, strict=True)
-        ]
+        """The shares with those of latents [N, Z] added."""
+        added = []
+        for share, dense in zip(shares, self._of_latent, strict=True):
+            assert dense is not None
+            added.append(share + dense(z.float()).unsqueeze(-2))
+        return added
 
     def __call__(self, x: Tensor | None, shares: list[Tensor], *, action_only: bool = False) -> list[Tensor]:
         """Last hidden activations, [N * S, hidden] or [G, N * S, hidden] for each group.
@@ -106,14 +146,15 @@ class _Hidden:
             action_only: x holds actions alone: the latent is in the shares.
         """
         out = []
-        for share, from_action, layers in zip(shares, self._from_action, self._layers, strict=True):
-            (dense, weight, bias), *others = layers
+        for index, share in enumerate(shares):
             if x is None:
-                y = share.flatten(-3, -2).to(dense.dtype)
+                y = share.flatten(-3, -2).to(self.dtype)
             else:
-                y = (from_action if action_only else dense).with_share(x, share)
-            y = self._kernels.norm_mish(y, weight, bias)
-            for dense, weight, bias in others:
+                dense = (self._of_action if action_only else self._of_both)[index]
+                assert dense is not None
+                y = dense.with_share(x, share)
+            y = self._kernels.norm_mish(y, *self._first_norm[index])
+            for dense, weight, bias in self._others[index]:
                 y = self._kernels.norm_mish(dense(y), weight, bias)
             out.append(y)
         return out
@@ -147,21 +188,18 @@ class FusedModel:
             self._step = _Hidden([reward, dynamics], widths, together, dtype, own)
             self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), together, dtype, own)
             self._value = _Hidden(heads, widths, together, dtype, own)
-            self._reward_out = Dense(*joined([reward], -1)[:2], dtype)
-            self._policy_out = Dense(*joined([policy], -1)[:2], dtype)
+            self._reward_out, self._policy_out = (_Weights.of([one], -1).dense(dtype) for one in (reward, policy))
             groups = [heads] if together else [[head] for head in heads]
-            self._value_out = [Dense(*joined(group, -1)[:2], dtype) for group in groups]
-            weight, bias, norm_weight, norm_bias = joined([dynamics], -1)
-            assert norm_weight is not None and norm_bias is not None
-            self._latent_out = Dense(weight, bias, dtype)
-            self._latent_norm = norm_weight.float(), norm_bias.float()
+            self._value_out = [_Weights.of(group, -1).dense(dtype) for group in groups]
+            latent = _Weights.of([dynamics], -1)
+            self._latent_out, self._latent_norm = latent.dense(dtype), latent.norm()
             self.bins = torch.linspace(d.vmin, d.vmax, d.num_bins, device=discounts.device)
 
     def start(self, z: Tensor, task: Tensor | None) -> Start:
         """Everything that trajectories from latents z [N, 1, Z] have in common; task int64 [N] or None."""
         embedding = self._model.embed_task(task)
         if embedding is not None:
-            embedding = embedding.float().unsqueeze(1)
+            embedding = embedding.float()
         masks = self._model.action_masks
         step, policy, value = (
             part.embedding_shares(embedding, len(z)) for part in (self._step, self._policy, self._value)
@@ -170,8 +208,8 @@ class FusedModel:
             step=step,
             policy=policy,
             value=value,
-            first_step=self._step.with_latent(step, z),
-            first_policy=self._policy.with_latent(policy, z),
+            first_step=self._step.with_latent(step, z[:, 0]),
+            first_policy=self._policy.with_latent(policy, z[:, 0]),
             gamma=self._discounts[:1].expand(len(z)).unsqueeze(1)
             if task is None
             else self._discounts[task].unsqueeze(1),
@@ -207,27 +245,3 @@ class FusedModel:
         hidden = self._value(x, start.value)
         q = [self._kernels.expectation(out(h), self.bins) for out, h in zip(self._value_out, hidden, strict=True)]
         return torch.cat([one.view(-1, *action.shape[:2]) for one in q])
-
-
-def joined(group: Sequence[tuple[Mlp, int | None]], index: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Weight, bias and norm of one layer: a single network's own, or several stacked along a new first axis."""
-
-    def of(name: str) -> Tensor | None:
-        found = []
-        for mlp, head in group:
-            layer = mlp.layers[index]
-            assert isinstance(layer, Layer)
-            parameter = getattr(layer, name)
-            if parameter is None:
-                return None
-            found.append(parameter.detach() if head is None else parameter.detach()[head])
-        return found[0] if len(found) == 1 else torch.stack(found)
-
-    weight, bias = of("weight"), of("bias")
-    assert weight is not None and bias is not None
-    return weight, bias, of("norm_weight"), of("norm_bias")
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [N, 1, in] by weight [out, in] -> [N, 1, out], or [G, out, in] -> [G, N, 1, out]."""
-    return x @ weight.transpose(-1, -2) if weight.dim() == 2 else x @ weight.transpose(-1, -2).unsqueeze(1)

@@ -6,24 +6,43 @@ seconds and is shared by all layers of its shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tdmpc2.model.layers import int8_product
+
 
 class Dense:
     """A linear layer with weight [out, in], or a stack [G, out, in], in the arithmetic's type.
 
     On a CPU with oneDNN a single layer's weight is packed once, which otherwise happens in every product.
+
+    Args:
+        weight: of any float type, or int8.
+        bias: [out] or [G, out].
+        dtype: of products, inputs and outputs.
+        scale: [out] or [G, out] in float32, of an int8 weight. Its products are of integers, whatever `dtype`, as
+            `Int8Layer`'s are: each row of each piece of the input is quantised by itself.
+        widths: of the pieces of the input; default one.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        scale: Tensor | None = None,
+        widths: Sequence[int] | None = None,
+    ) -> None:
         self.dtype = dtype
         self._bias = None if bias is None else bias.to(dtype)
-        self._weight = weight.to(dtype)
+        self._scale = scale
+        self._widths = list(widths or weight.shape[-1:])
+        self._weight = weight if scale is not None else weight.to(dtype)
         self._packed = _packs(self._weight)
         if self._packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous())
@@ -44,17 +63,29 @@ class Dense:
         if self._packed:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
             return out
-        if self._weight.dim() == 2:
+        if self._scale is None and self._weight.dim() == 2:
             return F.linear(x, self._weight, bias)
-        rows = x.expand(len(self._weight), -1, -1)
+        rows = x.expand(*self._weight.shape[:-2], *x.shape[-2:])
+        if self._scale is not None:
+            return self._of_integers(rows, bias)
         if bias is None:
             return torch.bmm(rows, self._weight.transpose(1, 2))
         return torch.baddbmm(bias.unsqueeze(1), rows, self._weight.transpose(1, 2))
+
+    def _of_integers(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        assert self._scale is not None
+        first, *others = (
+            int8_product(piece, block, self._scale)
+            for piece, block in zip(x.split(self._widths, -1), self._weight.split(self._widths, -1), strict=True)
+        )
+        y = sum(others, first)
+        return (y if bias is None else y + bias.unsqueeze(-2)).to(self.dtype)
 
 
 def _packs(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
+        and weight.is_floating_point()
         and weight.dim() == 2
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")

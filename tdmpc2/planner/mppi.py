@@ -5,6 +5,7 @@ Axes: N environments, S samples, P prior trajectories, H horizon, I iterations, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -102,7 +103,8 @@ class Planner:
 
     def fused(self) -> FusedModel:
         """The model laid out for planning, made anew if a weight was changed or replaced since."""
-        weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+        held = itertools.chain(self.model.parameters(), self.model.buffers())
+        weights = [(tensor.data_ptr(), tensor._version) for tensor in held]
         if self._fused is None or weights != self._weights:
             self._weights = weights
             self._graphs.clear()
