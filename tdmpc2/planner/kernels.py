@@ -124,13 +124,13 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def norm_simnorm(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Tensor:
-    """SimNorm of LayerNorm of x [..., Z]: a softmax within each `group` neighbours."""
-    y = _layer_norm(x, weight, bias).unflatten(-1, (-1, group))
+    """SimNorm of LayerNorm of x [..., Z]: a softmax within each `group` neighbours; inside, in float32."""
+    y = _layer_norm(x.float(), weight, bias).unflatten(-1, (-1, group))
     if y.device.type != "cpu":
-        return torch.softmax(y, -1).flatten(-2)
+        return torch.softmax(y, -1).flatten(-2).to(x.dtype)
     # torch's CPU softmax is slow over so short an axis.
     raised = torch.exp(y - y.amax(-1, keepdim=True))
-    return (raised / raised.sum(-1, keepdim=True)).flatten(-2)
+    return (raised / raised.sum(-1, keepdim=True)).flatten(-2).to(x.dtype)
 
 
 def expectation(logits: Tensor, bins: Tensor) -> Tensor:
