@@ -90,9 +90,10 @@ def main(config: DictConfig) -> None:
     precision = after_precision(config.precision, device)
     print(f"before: float32 arithmetic; after: {arithmetic(scheme, precision, device)}")
     # Both are made before the first is evaluated: what is wrong with either shows at once.
+    ways = {"compile": config.compile, "cudagraphs": config.cudagraphs}
     agents = {
-        "before": (load_agent(source, tasks, device, planner), "float32"),
-        "after": (load_agent(deployed, tasks, device, planner, precision=precision), precision),
+        "before": (load_agent(source, tasks, device, planner, **ways), "float32"),
+        "after": (load_agent(deployed, tasks, device, planner, precision=precision, **ways), precision),
     }
     before, after = (
         evaluate_to_files(

@@ -12,15 +12,13 @@ from torch import Tensor
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
 from tdmpc2.model import WorldModel
-from tdmpc2.planner import Planner, PlannerSettings
+from tdmpc2.planner import PlanExecution, Planner, PlannerSettings
 from tdmpc2.tasks import TaskSet
 
-# Valuing about this many trajectories at a time keeps a CPU's caches warm.
-_CPU_TRAJECTORIES = 2048
+# Valuing about this many trajectories at a time keeps a CPU's second-level caches warm.
+_CPU_TRAJECTORIES = 512
 # A GPU wants as many as fit: this many bytes for one hidden activation of all Q heads, of which about three are alive.
 _GPU_ACTIVATION_BYTES = 1 << 30
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -33,6 +31,7 @@ class Agent:
         task_set: names the tasks, gives widths and discounts.
         planner: the planner's numbers; default the papers'.
         generator: source of all of `act`'s noise, on the model's device; default torch's own.
+        execution: arithmetic and way of running of the planner; default eager float32.
     """
 
     def __init__(
@@ -41,13 +40,14 @@ class Agent:
         task_set: TaskSet,
         planner: PlannerSettings | None = None,
         generator: torch.Generator | None = None,
+        execution: PlanExecution | None = None,
     ) -> None:
         self.model = model
         self.task_set = task_set
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         discounts = torch.from_numpy(task_set.discounts()).to(self.device)
-        self.planner = Planner(model, planner or PlannerSettings(), discounts)
+        self.planner = Planner(model, planner or PlannerSettings(), discounts, execution)
         self.generator = generator
         self._mean: Tensor | None = None
 
@@ -99,7 +99,9 @@ class Agent:
         if self.device.type == "cpu":
             return max(1, _CPU_TRAJECTORIES // samples)
         dims = self.model.dims
-        return max(1, _GPU_ACTIVATION_BYTES // (samples * dims.num_q * dims.mlp_dim * self.dtype.itemsize))
+        return max(
+            1, _GPU_ACTIVATION_BYTES // (samples * dims.num_q * dims.mlp_dim * self.planner.execution.dtype.itemsize)
+        )
 
     def no_plan(self, count: int) -> Tensor:
         """The warm start [count, H, A] of new episodes: zeros."""
@@ -149,9 +151,7 @@ class Agent:
             noise = torch.randn(shape, generator=generator, device=self.device)
         else:
             noise = torch.stack([torch.randn(shape[1], generator=g, device=self.device) for g in generator])
-        mean, _, action = self.model.policy(self.model.encode(obs, task), task, noise)
-        assert action is not None
-        return mean if greedy else action
+        return self.planner.prior_action(obs, task, torch.zeros_like(noise) if greedy else noise)
 
     def _inputs(
         self, obs: Tensor | np.ndarray, task: Tensor | np.ndarray | Sequence[int] | None
@@ -203,6 +203,8 @@ def load_agent(
     device: str | torch.device = "auto",
     planner: PlannerSettings | None = None,
     precision: str = "float32",
+    compile: bool = False,
+    cudagraphs: bool = False,
 ) -> Agent:
     """An agent from a checkpoint of any supported format, with target Q where the file has it.
 
@@ -211,16 +213,15 @@ def load_agent(
         task: the task set or its name; needed for released files, which do not name theirs.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         planner: the planner's numbers; default the papers'.
-        precision: arithmetic of the model, `float32`, or on CUDA `float16` or `bfloat16`.
+        precision: of the planner's products, `float32`, `bfloat16`, or on CUDA `float16`.
+        compile: compile the planner's functions: seconds at the first plan, then faster.
+        cudagraphs: on CUDA, start a whole plan with one launch.
 
     Raises:
         CheckpointError: when the file is damaged or does not fit the task set.
-        UserError: when the device is not there.
+        UserError: when the device is not there, or cannot do what is asked.
     """
     place = resolve_device(device)
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
-    if place.type == "cpu" and precision != "float32":
-        raise UserError(f"precision={precision} needs CUDA: this CPU path computes in float32 only.")
+    execution = PlanExecution(precision, compile, cudagraphs).possible(place)
     model, tasks, _ = load_model(path, task, place)
-    return Agent(model.to(PRECISIONS[precision]), tasks, planner)
+    return Agent(model, tasks, planner, execution=execution)

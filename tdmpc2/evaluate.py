@@ -26,7 +26,13 @@ def main(config: DictConfig) -> None:
     checkpoint = Path(required(config, "checkpoint"))
     device = resolve_device(config.device)
     agent = load_agent(
-        checkpoint, chosen_task_set(config), device, planner_settings(config), precision=config.precision
+        checkpoint,
+        chosen_task_set(config),
+        device,
+        planner_settings(config),
+        precision=config.precision,
+        compile=config.compile,
+        cudagraphs=config.cudagraphs,
     )
     label = config.label or result_name(checkpoint)
     output = Path(config.output or f"results/{label}")

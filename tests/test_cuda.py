@@ -83,7 +83,7 @@ def test_train_stop_resume_quantise_and_evaluate_in_half(tmp_path: Path, monkeyp
         assert result.tasks == TASKS and all(math.isfinite(e.episode_return) for e in result.episodes)
 
     agent = load_agent(half / "final-fp16-deploy.safetensors", DUO, "cuda", PLANNER, precision="float16")
-    assert agent.device.type == "cuda" and agent.dtype == torch.float16
+    assert agent.device.type == "cuda" and agent.planner.execution.precision == "float16"
     jobs = [Job(TASKS[number % 2], number, 100 + number) for number in range(4)]
     obs = np.random.default_rng(0).normal(size=(3, 4, DUO.obs_dim)).astype(np.float32)
     for mpc in (True, False):

@@ -181,9 +181,9 @@ class Int8Layer(Layer):
             weight, scale = weight[heads], scale[heads]
         assert bias is not None
         blocks = weight.split([piece.shape[-1] for piece in pieces], dim=-1)
-        y = _int8_product(pieces[0], blocks[0], scale)
+        y = int8_product(pieces[0], blocks[0], scale)
         for piece, block in zip(pieces[1:], blocks[1:], strict=True):
-            y = y + _int8_product(piece, block, scale)
+            y = y + int8_product(piece, block, scale)
         y = y.add_(bias if bias.dim() == 1 else _per_head(bias, y)).to(bias.dtype)
         return self._activate(y, norm_weight, norm_bias)
 
@@ -195,7 +195,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round_().to(torch.int8), scale
 
 
-def _int8_product(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+def int8_product(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     """As `_product`, in float32, with int8 weights [..., out, in] and their scales [..., out]."""
     if weight.dim() == 2:
         rows, scale = quantise_rows(x.reshape(-1, x.shape[-1]))

@@ -5,13 +5,17 @@ Axes: N environments, S samples, P prior trajectories, H horizon, I iterations, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from tdmpc2.model import WorldModel
+from tdmpc2.planner.captured import CapturedFunction
+from tdmpc2.planner.execution import PlanExecution
+from tdmpc2.planner.fused import FusedModel, Start
 from tdmpc2.planner.settings import PlannerSettings
 
 
@@ -54,19 +58,58 @@ class Plan:
     values: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Rollout:
+    """What S action sequences come to: discounted rewards [N, S], last latents [N, S, Z], the next discount [N, 1]."""
+
+    rewards: Tensor
+    z: Tensor
+    discount: Tensor
+
+    def after(self, first: _Rollout | None) -> _Rollout:
+        """With the sequences of `first` in front."""
+        if first is None:
+            return self
+        return _Rollout(torch.cat([first.rewards, self.rewards], 1), torch.cat([first.z, self.z], 1), self.discount)
+
+
 class Planner:
     """Plans with a world model; holds settings and task facts, no state between decisions.
 
     Args:
-        model: the world model to plan in, in eval mode.
+        model: the world model to plan in, in eval mode. When its weights change, the next plan follows them.
         settings: the planner's numbers.
         discounts: gamma of each task, float [tasks].
+        execution: arithmetic and way of running.
     """
 
-    def __init__(self, model: WorldModel, settings: PlannerSettings, discounts: Tensor) -> None:
+    # A captured plan holds its own memory; environments that end one by one must not fill the device with graphs.
+    _MOST_GRAPHS = 8
+
+    def __init__(
+        self,
+        model: WorldModel,
+        settings: PlannerSettings,
+        discounts: Tensor,
+        execution: PlanExecution | None = None,
+    ) -> None:
         self.model = model
         self.settings = settings
         self.discounts = discounts
+        self.execution = (execution or PlanExecution()).possible(discounts.device)
+        self._weights: list[tuple[int, int]] = []
+        self._fused: FusedModel | None = None
+        self._graphs: dict[tuple[int, bool], CapturedFunction] = {}
+
+    def fused(self) -> FusedModel:
+        """The model laid out for planning, made anew if a weight was changed or replaced since."""
+        held = itertools.chain(self.model.parameters(), self.model.buffers())
+        weights = [(tensor.data_ptr(), tensor._version) for tensor in held]
+        if self._fused is None or weights != self._weights:
+            self._weights = weights
+            self._graphs.clear()
+            self._fused = FusedModel(self.model, self.discounts, self.execution.dtype, self.execution.kernels())
+        return self._fused
 
     def draw_noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> PlanNoise:
         """Noise for `count` environments.
@@ -120,25 +163,59 @@ class Planner:
             greedy: leave the exploration noise out of the action.
             trace: keep every iteration's candidates and values.
         """
-        s, model = self.settings, self.model
-        count, device = obs.shape[0], obs.device
-        column = None if task is None else task.unsqueeze(1)
-        mask = None if model.action_masks is None or task is None else model.action_masks[task]
-        z = model.encode(obs, task).unsqueeze(1)  # [N, 1, Z]
-        candidates = torch.empty(count, s.horizon, s.num_samples, model.dims.action_dim, device=device)
+        model = self.fused()
+        if not self.execution.cudagraphs or trace or noise.elite_rank is not None:
+            return self._plan(model, obs, task, warm_start, noise, greedy, trace)
+        names = [f.name for f in fields(PlanNoise) if f.name != "elite_rank"]
+        inputs = [obs, warm_start, *(getattr(noise, name) for name in names), *(() if task is None else (task,))]
+
+        def whole(own_obs: Tensor, own_warm: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+            own_noise = PlanNoise(**dict(zip(names, others, strict=False)))
+            own_task = None if task is None else others[-1]
+            plan = self._plan(model, own_obs, own_task, own_warm, own_noise, greedy, False)
+            return plan.action, plan.mean
+
+        form = (obs.shape[0], greedy)
+        if form not in self._graphs:
+            if len(self._graphs) == self._MOST_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            self._graphs[form] = CapturedFunction(whole, inputs)
+        action, mean = self._graphs[form](*inputs)
+        return Plan(action, mean)
+
+    def _plan(
+        self,
+        model: FusedModel,
+        obs: Tensor,
+        task: Tensor | None,
+        warm_start: Tensor,
+        noise: PlanNoise,
+        greedy: bool,
+        trace: bool,
+    ) -> Plan:
+        s = self.settings
+        count, actions = obs.shape[0], self.model.dims.action_dim
+        mask = None if self.model.action_masks is None or task is None else self.model.action_masks[task]
+        start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
+        candidates = torch.empty(count, s.horizon, s.num_samples, actions, device=obs.device)
+        prior = None
         if s.num_pi_trajs:
-            candidates[:, :, : s.num_pi_trajs] = self._prior_trajectories(z, column, noise.prior)
+            # The prior's trajectories stay candidates: what they come to is the same in every round.
+            drawn, prior = self._rollout(model, start, lambda t, z: model.policy(start, z, noise.prior[:, t]))
+            candidates[:, :, : s.num_pi_trajs] = drawn
         mean = warm_start.float()
         std = torch.full_like(mean, s.max_std)
         if mask is not None:
             mean, std = mean * mask[:, None], std * mask[:, None]
         traced: list[tuple[Tensor, Tensor]] = []
         for i in range(s.iterations):
-            drawn = mean.unsqueeze(2) + std.unsqueeze(2) * noise.samples[:, i]
+            drawn = torch.addcmul(mean.unsqueeze(2), std.unsqueeze(2), noise.samples[:, i])
             if mask is not None:
                 drawn = drawn * mask[:, None, None]
             candidates[:, :, s.num_pi_trajs :] = drawn.clamp(-1, 1)
-            value = self.value(z, column, candidates, noise.terminal[:, i], noise.heads[:, i])
+            value = self._value(
+                model, start, self._follow(model, start, candidates, prior), noise.terminal[:, i], noise.heads[:, i]
+            )
             if trace:
                 traced.append((candidates.clone(), value))
             best = value.topk(s.num_elites, dim=1)
@@ -154,11 +231,19 @@ class Planner:
             return Plan(action, mean)
         return Plan(action, mean, torch.stack([c for c, _ in traced], 1), torch.stack([v for _, v in traced], 1))
 
+    @torch.no_grad()
+    def prior_action(self, obs: Tensor, task: Tensor | None, noise: Tensor) -> Tensor:
+        """Actions [N, A] of the policy prior alone, without planning; zero noise [N, A] takes its mean."""
+        model = self.fused()
+        start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
+        return model.policy(start, None, noise.unsqueeze(1)).squeeze(1)
+
+    @torch.no_grad()
     def value(self, z: Tensor, task: Tensor | None, actions: Tensor, terminal_noise: Tensor, heads: Tensor) -> Tensor:
         """Estimated return [N, S] of action sequences: H discounted rewards and the terminal value.
 
         Args:
-            z: [N, 1 or S, Z] latents to start from.
+            z: [N, 1, Z] latents to start from.
             task: int64 [N, 1] or None.
             actions: [N, H, S, A].
             terminal_noise: [N, S, A] of the action that the terminal value is taken at.
@@ -166,36 +251,41 @@ class Planner:
 
         A value that is not a number counts as 0.
         """
-        model = self.model
-        z = z.expand(-1, actions.shape[2], -1)
-        gamma = self.discounts[0] if task is None else self.discounts[task].unsqueeze(-1)  # [N, 1, 1]
-        total = torch.zeros(*z.shape[:2], 1, device=z.device)
-        discount = torch.ones_like(gamma)
-        for t in range(actions.shape[1]):
-            total = total + discount * model.decode(model.reward(z, actions[:, t], task))
-            z = model.next(z, actions[:, t], task)
-            discount = discount * gamma
-        _, _, last_action = model.policy(z, task, terminal_noise)
-        assert last_action is not None
-        q = model.decode(model.q_values(z, last_action, task))  # [E, N, S, 1]
+        model = self.fused()
+        start = model.start(z, None if task is None else task.squeeze(1))
+        return self._value(model, start, self._follow(model, start, actions), terminal_noise, heads)
+
+    def _follow(self, model: FusedModel, start: Start, actions: Tensor, first: _Rollout | None = None) -> _Rollout:
+        """What action sequences [N, H, S, A] come to, of which `first` holds those in front already."""
+        known = 0 if first is None else first.rewards.shape[1]
+        if first is not None and known == actions.shape[2]:
+            return first
+        return self._rollout(model, start, lambda t, _: actions[:, t, known:])[1].after(first)
+
+    def _rollout(
+        self, model: FusedModel, start: Start, choose: Callable[[int, Tensor | None], Tensor]
+    ) -> tuple[Tensor, _Rollout]:
+        """Actions [N, H, S, A] as chosen for (step, latents [N, S, Z] or None for the first), and what they come to."""
+        z: Tensor | None = None
+        rewards, discount = torch.zeros_like(start.gamma), torch.ones_like(start.gamma)
+        actions = []
+        for t in range(self.settings.horizon):
+            actions.append(choose(t, z))
+            reward, z = model.step(start, z, actions[t])
+            rewards = torch.addcmul(rewards, discount, reward)
+            discount = discount * start.gamma
+        assert z is not None
+        return torch.stack(actions, dim=1), _Rollout(rewards, z, discount)
+
+    @staticmethod
+    def _value(model: FusedModel, start: Start, rollout: _Rollout, terminal_noise: Tensor, heads: Tensor) -> Tensor:
+        """Discounted rewards and terminal value together, [N, S]."""
+        q = model.values(start, rollout.z, model.policy(start, rollout.z, terminal_noise))  # [E, N, S]
         if q.shape[0] > 2:
             # All heads are valued and two picked per environment: a plan then ignores its neighbours.
-            two = heads.topk(2, dim=1).indices.T[:, :, None, None].expand(-1, -1, *q.shape[2:])
+            two = heads.topk(2, dim=1).indices.T.unsqueeze(-1).expand(-1, -1, q.shape[2])
             q = q.gather(0, two)
-        return (total + discount * q.mean(0)).squeeze(-1).nan_to_num(0.0)
-
-    def _prior_trajectories(self, z: Tensor, task: Tensor | None, noise: Tensor) -> Tensor:
-        """Actions [N, H, P, A] of P rollouts of the policy prior from latents z [N, 1, Z]."""
-        horizon, trajectories = noise.shape[1], noise.shape[2]
-        z = z.expand(-1, trajectories, -1)
-        actions = []
-        for t in range(horizon):
-            _, _, action = self.model.policy(z, task, noise[:, t])
-            assert action is not None
-            actions.append(action)
-            if t + 1 < horizon:
-                z = self.model.next(z, action, task)
-        return torch.stack(actions, dim=1)
+        return torch.addcmul(rollout.rewards, rollout.discount, q.mean(0)).nan_to_num(0.0)
 
     @staticmethod
     def _draw_action(

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
-from tdmpc2.planner import PlannerSettings
+from tdmpc2.planner import PlanExecution, PlannerSettings
 from tdmpc2.tasks import known_tasks
 from tdmpc2.training import Execution, OptimiserSettings
 
@@ -144,7 +144,9 @@ class EvaluateConfig(PlannerConfig):
     seed: int = 1
     mpc: bool = True  # false: the policy prior alone
     greedy: bool = False  # the papers' evaluation keeps the exploration noise
-    precision: str = "float32"  # float32, float16 or bfloat16 arithmetic; half types need CUDA
+    precision: str = PlanExecution.precision  # of the planner's products: float32, bfloat16, or on CUDA float16
+    compile: bool = PlanExecution.compile  # torch.compile the planner's functions: seconds at the start
+    cudagraphs: bool = PlanExecution.cudagraphs  # on CUDA, capture a whole plan as one graph
     matmul_precision: str = "highest"
     device: str = "auto"
     num_envs: int | None = None

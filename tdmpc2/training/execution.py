@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
+from tdmpc2.model.compiling import compile_problem
 
 PRECISIONS = ("float32", "bfloat16")
 Step = Callable[[Batch], dict[str, Tensor]]
@@ -58,19 +58,6 @@ class Execution:
             return self
         print(f"compile=true is not possible here, updates run eagerly: {problem}", file=sys.stderr)
         return Execution(False, self.cudagraphs, self.precision)
-
-
-@functools.cache
-def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile cannot work on a device, in one line; None if it can. Compiles a small function to know."""
-    x = torch.ones(8, device=device, requires_grad=True)
-    try:
-        probe = torch.compile(lambda value: (value.exp() * 2).sum(), dynamic=False)
-        torch.autograd.grad(probe(x), x)
-    except Exception as error:  # whatever the compiler's tool chain raises: running eagerly is the answer to all
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
-    return None
 
 
 class CapturedStep:

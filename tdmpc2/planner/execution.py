@@ -1,0 +1,80 @@
+"""How a plan is computed: in which arithmetic, eagerly or compiled, and on CUDA captured as a graph."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass, replace
+
+import torch
+
+from tdmpc2.errors import UserError
+from tdmpc2.model.compiling import compile_problem
+from tdmpc2.planner import kernels
+from tdmpc2.planner.kernels import Kernels
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PlanExecution:
+    """The choices; the same plan in each, but for rounding.
+
+    Attributes:
+        precision: of matrix products and hidden activations: float32, bfloat16, or on CUDA float16.
+        compile: torch.compile the functions between products: seconds at the first plan.
+        cudagraphs: capture a whole plan as one CUDA graph for each number of environments.
+    """
+
+    precision: str = "float32"
+    compile: bool = False
+    cudagraphs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision={self.precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    def possible(self, device: torch.device) -> PlanExecution:
+        """These choices as far as the device and its compiler allow; one line says what is slow or not possible.
+
+        Raises:
+            UserError: for float16 or CUDA graphs on a CPU.
+        """
+        if device.type == "cpu":
+            if self.precision == "float16":
+                raise UserError("precision=float16 needs CUDA; on a CPU use bfloat16 or float32.")
+            if self.cudagraphs:
+                raise UserError("cudagraphs=true needs a CUDA device, and this agent is on cpu: leave it out.")
+            if self.precision == "bfloat16" and not cpu_has_bfloat16():
+                print("precision=bfloat16 is slow here: this CPU has no bfloat16 arithmetic.", file=sys.stderr)
+        if self.compile and (problem := compile_problem(device)) is not None:
+            print(f"compile=true is not possible here, plans run eagerly: {problem}", file=sys.stderr)
+            return replace(self, compile=False)
+        return self
+
+    def kernels(self) -> Kernels:
+        """The elementwise functions to plan with."""
+        return _compiled_kernels() if self.compile else Kernels()
+
+
+@functools.cache
+def _compiled_kernels() -> Kernels:
+    """Each compiled anew for the forms that it meets; shared by all planners of the process."""
+    # One form each for a plan's rounds, its prior's trajectories and the shares, for every number of environments.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    return Kernels(
+        norm_mish=torch.compile(kernels.norm_mish, dynamic=False),
+        norm_simnorm=torch.compile(kernels.norm_simnorm, dynamic=False),
+        expectation=torch.compile(kernels.expectation, dynamic=False),
+        squashed=torch.compile(kernels.squashed, dynamic=False),
+    )
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

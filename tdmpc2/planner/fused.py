@@ -1,0 +1,247 @@
+"""A world model laid out for planning: a frozen copy that values many trajectories from few latents.
+
+What does not differ between trajectories is multiplied once: the task embedding's share of every first layer, and at a
+plan's first step the latent's. Latent and action enter in one product. Weights have the arithmetic's type, packed once
+where the CPU's library can. Normalisation, decoding and whatever is added up over a plan are in float32.
+
+Axes: N environments, S trajectories, E heads, Z latent, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdmpc2.model import WorldModel
+from tdmpc2.model.layers import Mlp
+from tdmpc2.planner import kernels
+from tdmpc2.planner.kernels import Dense, Kernels
+
+
+@dataclass(frozen=True)
+class Start:
+    """What N environments' trajectories have in common; a share is [N, 1, hidden] for each network of a part.
+
+    Attributes:
+        step, policy, value: the embedding's share, and the bias, of the first layers.
+        first_step, first_policy: the same with the first latent's share.
+        gamma: discount [N, 1].
+        mask: [N, 1, A] of the task's actions, or None.
+    """
+
+    step: list[Tensor]
+    policy: list[Tensor]
+    value: list[Tensor]
+    first_step: list[Tensor]
+    first_policy: list[Tensor]
+    gamma: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """One layer of a network, or of several stacked along a first axis; `scale` is an int8 weight's."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+
+    @classmethod
+    def of(cls, group: Sequence[tuple[Mlp, int | None]], index: int) -> _Weights:
+        """Layer `index` of networks, each with the head of it to take (None where it is no stack)."""
+
+        def found(name: str) -> Tensor | None:
+            each = []
+            for mlp, head in group:
+                tensor = getattr(mlp.layers[index], name, None)
+                if tensor is None:
+                    return None
+                each.append(tensor.detach() if head is None else tensor.detach()[head])
+            return each[0] if len(each) == 1 else torch.stack(each)
+
+        weight, bias = found("weight"), found("bias")
+        assert weight is not None and bias is not None
+        return cls(weight, bias, found("weight_scale"), found("norm_weight"), found("norm_bias"))
+
+    def dense(self, dtype: torch.dtype) -> Dense:
+        return Dense(self.weight, self.bias, dtype, self.scale)
+
+    def of_pieces(self, widths: Sequence[int], wanted: Sequence[int], dtype: torch.dtype) -> Dense | None:
+        """The layer, without its bias, on some of the pieces of its input; None where these have no width."""
+        blocks = self.weight.split(list(widths), dim=-1)
+        chosen = [blocks[index] for index in wanted if widths[index]]
+        if not chosen:
+            return None
+        return Dense(torch.cat(chosen, -1), None, dtype, self.scale, [block.shape[-1] for block in chosen])
+
+    def norm(self) -> tuple[Tensor, Tensor]:
+        assert self.norm_weight is not None and self.norm_bias is not None
+        return self.norm_weight.float(), self.norm_bias.float()
+
+
+class _Hidden:
+    """Networks of the same widths on the same input, up to their last hidden layer.
+
+    Args:
+        mlps: the networks, each with the head of it to take (None where it is no stack).
+        widths: of the inputs in the first layer's weight: latent, embedding, action.
+        together: multiply all networks in one batched product.
+        dtype: of the products.
+        own: the elementwise functions.
+    """
+
+    def __init__(
+        self,
+        mlps: Sequence[tuple[Mlp, int | None]],
+        widths: tuple[int, int, int],
+        together: bool,
+        dtype: torch.dtype,
+        own: Kernels,
+    ) -> None:
+        self.dtype = dtype
+        self._kernels = own
+        groups = [mlps] if together else [[one] for one in mlps]
+        firsts = [_Weights.of(group, 0) for group in groups]
+        self._bias = [weights.bias.float().unsqueeze(-2).unsqueeze(-2) for weights in firsts]
+        self._of_latent = [weights.of_pieces(widths, [0], torch.float32) for weights in firsts]
+        self._of_embedding = [weights.of_pieces(widths, [1], torch.float32) for weights in firsts]
+        self._of_action = [weights.of_pieces(widths, [2], dtype) for weights in firsts]
+        self._of_both = [weights.of_pieces(widths, [0, 2], dtype) for weights in firsts]
+        self._first_norm = [kernels.norm_form(*weights.norm()) for weights in firsts]
+        self._others = [
+            [
+                (weights.dense(dtype), *kernels.norm_form(*weights.norm()))
+                for weights in (_Weights.of(group, index) for index in range(1, len(mlps[0][0].layers) - 1))
+            ]
+            for group in groups
+        ]
+
+    def embedding_shares(self, embedding: Tensor | None, count: int) -> list[Tensor]:
+        """Of embeddings [N, task_dim] or none: [N, 1, hidden], or [G, N, 1, hidden] of G together, in float32."""
+        shares = []
+        for bias, dense in zip(self._bias, self._of_embedding, strict=True):
+            share = bias.expand(*bias.shape[:-3], count, 1, -1)
+            shares.append(share if dense is None or embedding is None else share + dense(embedding).unsqueeze(-2))
+        return shares
+
+    def with_latent(self, shares: list[Tensor], z: Tensor) -> list[Tensor]:
+        """The shares with those of latents [N, Z] added."""
+        added = []
+        for share, dense in zip(shares, self._of_latent, strict=True):
+            assert dense is not None
+            added.append(share + dense(z.float()).unsqueeze(-2))
+        return added
+
+    def __call__(self, x: Tensor | None, shares: list[Tensor], *, action_only: bool = False) -> list[Tensor]:
+        """Last hidden activations, [N * S, hidden] or [G, N * S, hidden] for each group.
+
+        Args:
+            x: [N * S, Z + A], or [N * S, A] with `action_only`; None where the shares are all there is.
+            shares: of the first layer, as `embedding_shares` or `with_latent` gives them.
+            action_only: x holds actions alone: the latent is in the shares.
+        """
+        out = []
+        for index, share in enumerate(shares):
+            if x is None:
+                y = share.flatten(-3, -2).to(self.dtype)
+            else:
+                dense = (self._of_action if action_only else self._of_both)[index]
+                assert dense is not None
+                y = dense.with_share(x, share)
+            y = self._kernels.norm_mish(y, *self._first_norm[index])
+            for dense, weight, bias in self._others[index]:
+                y = self._kernels.norm_mish(dense(y), weight, bias)
+            out.append(y)
+        return out
+
+
+class FusedModel:
+    """The parts of a world model that planning asks for every trajectory.
+
+    Args:
+        model: the model; its weights are copied (or viewed where nothing need be copied) as they are now.
+        discounts: gamma of each task, float [tasks].
+        dtype: of the products and of hidden activations: float32, bfloat16 or float16.
+        own: the elementwise functions, eager or compiled.
+        together: multiply reward and dynamics, and all heads of Q, in batched products, which spares a GPU launches;
+            a CPU does better one by one. Default by device.
+    """
+
+    def __init__(
+        self, model: WorldModel, discounts: Tensor, dtype: torch.dtype, own: Kernels, together: bool | None = None
+    ) -> None:
+        self._model = model
+        self._discounts = discounts
+        self._kernels = own
+        self.dtype = dtype
+        d = model.dims
+        together = discounts.device.type != "cpu" if together is None else together
+        widths = (d.latent_dim, d.task_dim, d.action_dim)
+        heads: list[tuple[Mlp, int | None]] = [(model.q_heads, head) for head in range(d.num_q)]
+        with torch.no_grad():
+            reward, dynamics, policy = ((part, None) for part in (model.reward_head, model.dynamics, model.policy_head))
+            self._step = _Hidden([reward, dynamics], widths, together, dtype, own)
+            self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), together, dtype, own)
+            self._value = _Hidden(heads, widths, together, dtype, own)
+            self._reward_out, self._policy_out = (_Weights.of([one], -1).dense(dtype) for one in (reward, policy))
+            groups = [heads] if together else [[head] for head in heads]
+            self._value_out = [_Weights.of(group, -1).dense(dtype) for group in groups]
+            latent = _Weights.of([dynamics], -1)
+            self._latent_out, self._latent_norm = latent.dense(dtype), latent.norm()
+            self.bins = torch.linspace(d.vmin, d.vmax, d.num_bins, device=discounts.device)
+
+    def start(self, z: Tensor, task: Tensor | None) -> Start:
+        """Everything that trajectories from latents z [N, 1, Z] have in common; task int64 [N] or None."""
+        embedding = self._model.embed_task(task)
+        if embedding is not None:
+            embedding = embedding.float()
+        masks = self._model.action_masks
+        step, policy, value = (
+            part.embedding_shares(embedding, len(z)) for part in (self._step, self._policy, self._value)
+        )
+        return Start(
+            step=step,
+            policy=policy,
+            value=value,
+            first_step=self._step.with_latent(step, z[:, 0]),
+            first_policy=self._policy.with_latent(policy, z[:, 0]),
+            gamma=self._discounts[:1].expand(len(z)).unsqueeze(1)
+            if task is None
+            else self._discounts[task].unsqueeze(1),
+            mask=None if masks is None or task is None else masks[task].unsqueeze(1),
+        )
+
+    def step(self, start: Start, z: Tensor | None, action: Tensor) -> tuple[Tensor, Tensor]:
+        """(rewards [N, S] in float32, next latents [N, S, Z]) of actions [N, S, A] in latents; None: the first ones."""
+        count, samples = action.shape[:2]
+        x = action.to(self.dtype) if z is None else torch.cat([z, action.to(self.dtype)], -1)
+        hidden = self._step(x.flatten(0, 1), start.first_step if z is None else start.step, action_only=z is None)
+        of_reward, of_latent = hidden if len(hidden) == 2 else hidden[0].unbind(0)
+        reward = self._kernels.expectation(self._reward_out(of_reward), self.bins)
+        after = self._kernels.norm_simnorm(
+            self._latent_out(of_latent), *self._latent_norm, self._model.dims.simnorm_dim
+        )
+        return reward.view(count, samples), after.view(count, samples, -1)
+
+    def policy(self, start: Start, z: Tensor | None, noise: Tensor) -> Tensor:
+        """Actions [N, S, A] in float32, sampled with normal noise [N, S, A], in latents [N, S, Z] (None: the first)."""
+        count = noise.shape[0]
+        if z is None:
+            hidden = self._policy(None, start.first_policy)
+        else:
+            hidden = self._policy(z.flatten(0, 1), start.policy)
+        out = self._policy_out(hidden[0]).view(count, -1, 2 * noise.shape[-1])
+        d = self._model.dims
+        return self._kernels.squashed(out, noise, start.mask, d.log_std_min, d.log_std_max)
+
+    def values(self, start: Start, z: Tensor, action: Tensor) -> Tensor:
+        """Q [E, N, S] in float32, of actions [N, S, A] in latents [N, S, Z]."""
+        x = torch.cat([z, action.to(self.dtype)], -1).flatten(0, 1)
+        hidden = self._value(x, start.value)
+        q = [self._kernels.expectation(out(h), self.bins) for out, h in zip(self._value_out, hidden, strict=True)]
+        return torch.cat([one.view(-1, *action.shape[:2]) for one in q])

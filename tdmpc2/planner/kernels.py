@@ -1,0 +1,157 @@
+"""What a fused model is made of: products with weights laid out once, and the elementwise functions between them.
+
+The functions are plain torch; `Kernels` holds them as they are or compiled, each a small kernel that compiles in
+seconds and is shared by all layers of its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tdmpc2.model.layers import int8_product
+
+
+class Dense:
+    """A linear layer with weight [out, in], or a stack [G, out, in], in the arithmetic's type.
+
+    On a CPU with oneDNN a single layer's weight is packed once, which otherwise happens in every product.
+
+    Args:
+        weight: of any float type, or int8.
+        bias: [out] or [G, out].
+        dtype: of products, inputs and outputs.
+        scale: [out] or [G, out] in float32, of an int8 weight. Its products are of integers, whatever `dtype`, as
+            `Int8Layer`'s are: each row of each piece of the input is quantised by itself.
+        widths: of the pieces of the input; default one.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        scale: Tensor | None = None,
+        widths: Sequence[int] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self._bias = None if bias is None else bias.to(dtype)
+        self._scale = scale
+        self._widths = list(widths or weight.shape[-1:])
+        self._weight = weight if scale is not None else weight.to(dtype)
+        self._packed = _packs(self._weight)
+        if self._packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows [M, in] -> [M, out]; [G, M, in] or [M, in] -> [G, M, out] for a stack."""
+        return self._product(x, self._bias)
+
+    def with_share(self, x: Tensor, share: Tensor) -> Tensor:
+        """Rows [N * S, in] -> [N * S, out] plus each environment's share [N, 1, out]; [G, N, 1, out] for a stack."""
+        share = share.to(self.dtype)
+        if share.dim() == 3 and share.shape[0] == 1:
+            return self._product(x, share.flatten())
+        y = self._product(x, None)
+        return y.unflatten(-2, (share.shape[-3], -1)).add_(share).flatten(-3, -2)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._packed:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
+            return out
+        if self._scale is None and self._weight.dim() == 2:
+            return F.linear(x, self._weight, bias)
+        rows = x.expand(*self._weight.shape[:-2], *x.shape[-2:])
+        if self._scale is not None:
+            return self._of_integers(rows, bias)
+        if bias is None:
+            return torch.bmm(rows, self._weight.transpose(1, 2))
+        return torch.baddbmm(bias.unsqueeze(1), rows, self._weight.transpose(1, 2))
+
+    def _of_integers(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        assert self._scale is not None
+        first, *others = (
+            int8_product(piece, block, self._scale)
+            for piece, block in zip(x.split(self._widths, -1), self._weight.split(self._widths, -1), strict=True)
+        )
+        y = sum(others, first)
+        return (y if bias is None else y + bias.unsqueeze(-2)).to(self.dtype)
+
+
+def _packs(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.is_floating_point()
+        and weight.dim() == 2
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+# -- elementwise functions ---------------------------------------------------------------------------------------------
+
+
+def norm_form(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """LayerNorm's weight and bias as `norm_mish` wants them: negated, in float32."""
+    return -weight.float(), -bias.float()
+
+
+def norm_mish(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Mish of LayerNorm of x [..., hidden], whose weight and bias come negated.
+
+    With y the negated input of Mish and s = sigmoid(y), x tanh(softplus(x)) is y - 2 y / (1 + s^2): three passes.
+    """
+    y = _layer_norm(x, weight, bias)
+    if y.device.type != "cpu":
+        return F.mish(-y)
+    share = torch.sigmoid(y)
+    return torch.addcdiv(y, y, torch.addcmul(share.new_ones(()), share, share), value=-2)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """With statistics in float32; weight [hidden], or [G, hidden] for x [G, M, hidden]."""
+    if weight.dim() == 1:
+        if x.device.type != "cpu":
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        return F.layer_norm(x, weight.shape, weight, bias)
+    y = F.layer_norm(x, weight.shape[1:])
+    return torch.addcmul(bias.unsqueeze(1).to(y.dtype), y, weight.unsqueeze(1).to(y.dtype))
+
+
+def norm_simnorm(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Tensor:
+    """SimNorm of LayerNorm of x [..., Z]: a softmax within each `group` neighbours; inside, in float32."""
+    y = _layer_norm(x.float(), weight, bias).unflatten(-1, (-1, group))
+    if y.device.type != "cpu":
+        return torch.softmax(y, -1).flatten(-2).to(x.dtype)
+    # torch's CPU softmax is slow over so short an axis.
+    raised = torch.exp(y - y.amax(-1, keepdim=True))
+    return (raised / raised.sum(-1, keepdim=True)).flatten(-2).to(x.dtype)
+
+
+def expectation(logits: Tensor, bins: Tensor) -> Tensor:
+    """Scalars [...] that logits [..., bins] stand for: symexp of the expected bin, in float32."""
+    expected = torch.softmax(logits.float(), -1) @ bins
+    return torch.sign(expected) * torch.expm1(expected.abs())
+
+
+def squashed(out: Tensor, noise: Tensor, mask: Tensor | None, low: float, high: float) -> Tensor:
+    """Actions [N, S, A] in float32, from the policy's outputs [N, S or 1, 2 A]; mask [N, 1, A]."""
+    mean, raw = out.float().chunk(2, -1)
+    log_std = low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
+    action = torch.tanh(mean + noise * log_std.exp())
+    return action if mask is None else action * mask
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The elementwise functions, eager or compiled."""
+
+    norm_mish: Callable[[Tensor, Tensor, Tensor], Tensor] = norm_mish
+    norm_simnorm: Callable[[Tensor, Tensor, Tensor, int], Tensor] = norm_simnorm
+    expectation: Callable[[Tensor, Tensor], Tensor] = expectation
+    squashed: Callable[[Tensor, Tensor, Tensor | None, float, float], Tensor] = squashed

@@ -1,0 +1,256 @@
+"""The ways a plan is computed: laid out, compiled, in half precision, as a CUDA graph, all against the same figures."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_fixtures import (
+    RELEASED,
+    ROOT,
+    SMALL_PLAN,
+    assert_close,
+    gammas,
+    golden,
+    golden_plan,
+    group,
+    relative,
+    single_task_model,
+    small_model,
+    tensors,
+)
+
+from tdmpc2.checkpointing import load_model
+from tdmpc2.errors import UserError
+from tdmpc2.model import compiling
+from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
+from tdmpc2.planner.fused import FusedModel
+from tdmpc2.planner.kernels import Dense, Kernels
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from plain_planner import PlainPlanner
+
+
+def plan_with(planner: Planner, device: str = "cpu", trace: bool = True) -> Plan:
+    obs, task, warm, noise = golden_plan(golden(), device)
+    return planner.plan(obs, task, warm, noise, trace=trace)
+
+
+def check(plan: Plan, tolerance: float = 1e-4, device: str = "cpu") -> None:
+    figures = tensors(group(golden(), "plan_out"), device)
+    assert plan.candidates is not None and plan.values is not None
+    for name, found in (
+        ("candidates", plan.candidates),
+        ("values", plan.values),
+        ("mean", plan.mean),
+        ("action", plan.action),
+    ):
+        assert_close(found, figures[name], tolerance, name)
+
+
+def test_the_benchmarks_plain_planner_plans_the_same() -> None:
+    obs, task, warm, noise = golden_plan(golden())
+    plain = PlainPlanner(small_model(), SMALL_PLAN, gammas()).plan(obs, task, warm, noise)
+    figures = tensors(group(golden(), "plan_out"))
+    assert_close(plain.mean, figures["mean"])
+    assert_close(plain.action, figures["action"])
+
+
+def test_compiled_plans_equal_the_reference() -> None:
+    if compiling.compile_problem(torch.device("cpu")) is not None:
+        pytest.skip("no C++ compiler for torch.compile")
+    check(plan_with(Planner(small_model(), SMALL_PLAN, gammas(), PlanExecution(compile=True))))
+
+
+@torch.no_grad()
+def test_networks_together_equal_networks_one_by_one() -> None:
+    """The layout of a GPU, on any device."""
+    model, task = small_model(), torch.arange(3)
+    layouts = [FusedModel(model, gammas(), torch.float32, Kernels(), together) for together in (False, True)]
+    z, after = torch.rand(3, 1, 16), torch.rand(3, 4, 16)
+    action, noise = torch.rand(3, 4, 6), torch.randn(3, 4, 6)
+    for latents in (None, after):
+        found = []
+        for layout in layouts:
+            start = layout.start(z, task)
+            found.append((*layout.step(start, latents, action), layout.policy(start, latents, noise)))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    one, other = (layout.values(layout.start(z, task), after, action) for layout in layouts)
+    assert one.shape == (3, 3, 4)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    # And both are what the model itself says.
+    column = task.unsqueeze(1)
+    expected = model.decode(model.q_values(after, action, column)).squeeze(-1)
+    torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_integer_products_are_those_of_the_model(device: str) -> None:
+    model, task = small_model(), torch.arange(3)
+    for part in (model.reward_head, model.dynamics, model.q_heads):
+        floats = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+        part.use_int8_products()
+        state = part.state_dict()
+        for name, tensor in floats.items():
+            if f"{name}_scale" in state:
+                scale = tensor.abs().amax(-1) / 127
+                state[f"{name}_scale"], tensor = scale, (tensor / scale.unsqueeze(-1)).round().to(torch.int8)
+            state[name] = tensor
+        part.load_state_dict(state)
+    model, task = model.to(device), task.to(device)
+    z, column = torch.rand(3, 4, 16, device=device), task.unsqueeze(1)
+    action = torch.rand(3, 4, 6, device=device)
+    for together in (False, True):
+        fused = FusedModel(model, gammas(device), torch.float32, Kernels(), together)
+        start = fused.start(z[:, :1], task)
+        reward, after = fused.step(start, z, action)
+        assert_close(reward, model.decode(model.reward(z, action, column)).squeeze(-1), name="reward")
+        assert_close(after, model.next(z, action, column), name="next")
+        q = model.decode(model.q_values(z, action, column)).squeeze(-1)
+        assert_close(fused.values(start, z, action), q, name="q")
+
+
+def test_weights_without_a_packed_form_give_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = torch.rand(5, 7), torch.rand(3, 7), torch.rand(3)
+    found = Dense(weight, bias, torch.float32)(x)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(Dense(weight, bias, torch.float32)(x), found)
+
+
+def test_a_planner_follows_its_models_weights() -> None:
+    model = small_model()
+    planner = Planner(model, SMALL_PLAN, gammas())
+    before = plan_with(planner)
+    assert planner.fused() is planner.fused()
+    with torch.no_grad():
+        model.q_heads.layers[2].get_parameter("weight").mul_(-1)
+        model.dynamics.layers[0].get_parameter("weight").mul_(2)
+    after = plan_with(planner)
+    assert before.values is not None and after.values is not None
+    assert not torch.equal(before.values, after.values)
+    expected = plan_with(Planner(model, SMALL_PLAN, gammas()))
+    assert torch.equal(after.action, expected.action)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_moves_values_a_little(device: str, precision: str) -> None:
+    """The tiny model has large random weights. The first round's Gaussian candidates are the same in any arithmetic."""
+    if precision == "float16" and device == "cpu":
+        pytest.skip("float16 plans need CUDA")
+    execution = PlanExecution(precision=precision)
+    half = plan_with(Planner(small_model(device), SMALL_PLAN, gammas(device), execution), device)
+    full = plan_with(Planner(small_model(device), SMALL_PLAN, gammas(device)), device)
+    assert half.values is not None and full.values is not None
+    drawn = slice(SMALL_PLAN.num_pi_trajs, None)
+    assert relative(half.values[:, 0, drawn], full.values[:, 0, drawn]) < 0.12
+    assert half.action.dtype == half.mean.dtype == torch.float32
+
+
+def test_half_precision_on_the_released_student(shared_checkpoints: Path, shared_golden: Path) -> None:
+    with np.load(shared_golden / "planner_mt30_1M.npz") as file:
+        g = tensors({name: file[name] for name in file.files})
+    model, tasks, _ = load_model(shared_checkpoints / RELEASED, "mt30", "cpu")
+    settings = PlannerSettings(iterations=4, num_samples=48, num_elites=8, num_pi_trajs=6)
+    planner = Planner(model, settings, torch.from_numpy(tasks.discounts()), PlanExecution(precision="bfloat16"))
+    names = [f"{name}{step}" for name in "abc" for step in "01"]
+
+    def of(key: str) -> torch.Tensor:
+        return torch.stack([g[f"{name}/{key}"] for name in names])
+
+    z = model.encode(of("obs"), of("task")).detach().unsqueeze(1)
+    value = planner.value(
+        z, of("task").unsqueeze(1), of("actions")[:, 0], of("terminal_noise")[:, 0], torch.rand(len(names), 2)
+    )
+    expected = of("value")[:, 0].view_as(value)
+    assert relative(value, expected) < 0.02
+
+
+def test_single_task_models_and_no_gaussian_samples_plan_in_bfloat16() -> None:
+    execution = PlanExecution(precision="bfloat16")
+    settings = replace(SMALL_PLAN, num_pi_trajs=SMALL_PLAN.num_samples)
+    planner = Planner(single_task_model(), settings, torch.tensor([0.97]), execution)
+    noise = planner.draw_noise(2, torch.Generator().manual_seed(0))
+    assert planner.plan(torch.rand(2, 8), None, torch.zeros(2, 3, 2), noise).action.isfinite().all()
+
+
+def test_what_a_cpu_cannot_do_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match="precision=int8 is unknown"):
+        PlanExecution(precision="int8")
+    with pytest.raises(UserError, match="precision=float16 needs CUDA; on a CPU use bfloat16"):
+        PlanExecution(precision="float16").possible(cpu)
+    with pytest.raises(UserError, match="cudagraphs=true needs a CUDA device"):
+        PlanExecution(cudagraphs=True).possible(cpu)
+    monkeypatch.setattr("tdmpc2.planner.execution.cpu_has_bfloat16", lambda: False)
+    assert PlanExecution(precision="bfloat16").possible(cpu).precision == "bfloat16"
+    assert "precision=bfloat16 is slow here" in capsys.readouterr().err
+    monkeypatch.setattr("tdmpc2.planner.execution.compile_problem", lambda device: "no compiler")
+    assert not PlanExecution(compile=True).possible(cpu).compile
+    assert "plans run eagerly: no compiler" in capsys.readouterr().err
+
+
+# -- CUDA ------------------------------------------------------------------------------------------------------------
+
+
+def cuda_planner(**choices: object) -> Planner:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return Planner(small_model("cuda"), SMALL_PLAN, gammas("cuda"), PlanExecution(**choices))  # type: ignore[arg-type]
+
+
+def noise_like(noise: PlanNoise, seed: int) -> PlanNoise:
+    generator = torch.Generator(noise.samples.device).manual_seed(seed)
+    return replace(noise, samples=torch.randn(noise.samples.shape, generator=generator, device=noise.samples.device))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_captured_plans_equal_uncaptured_ones(compiled: bool, precision: str) -> None:
+    captured = cuda_planner(cudagraphs=True, compile=compiled, precision=precision)
+    plain = cuda_planner(compile=compiled, precision=precision)
+    obs, task, warm, noise = golden_plan(golden(), "cuda")
+    earlier = []
+    for seed in range(3):
+        given = noise_like(noise, seed)
+        found, expected = (p.plan(obs + seed, task, warm, given) for p in (captured, plain))
+        torch.testing.assert_close(found.action, expected.action, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
+        earlier.append((found.action, expected.action))
+    for found, expected in earlier:  # outputs are copies, not the graph's own memory
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    one = [p.plan(obs[:1], task[:1], warm[:1], planner_noise(p), greedy=True).action for p in (captured, plain)]
+    torch.testing.assert_close(*one, rtol=1e-4, atol=1e-5)
+
+
+def planner_noise(planner: Planner) -> PlanNoise:
+    return planner.draw_noise(1, [torch.Generator("cuda").manual_seed(5)])
+
+
+@pytest.mark.cuda
+def test_a_captured_plan_follows_its_models_weights() -> None:
+    planner = cuda_planner(cudagraphs=True)
+    before = plan_with(planner, "cuda", trace=False)
+    with torch.no_grad():
+        planner.model.q_heads.layers[2].get_parameter("weight").mul_(-1)
+    after = plan_with(planner, "cuda", trace=False)
+    assert not torch.equal(before.action, after.action)
+    expected = Planner(planner.model, SMALL_PLAN, gammas("cuda"))
+    torch.testing.assert_close(after.action, plan_with(expected, "cuda").action, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
+def test_a_captured_plan_does_not_wait_for_the_device() -> None:
+    planner = cuda_planner(cudagraphs=True)
+    obs, task, warm, noise = golden_plan(golden(), "cuda")
+    planner.plan(obs, task, warm, noise)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        planner.plan(obs, task, warm, noise)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
