@@ -57,6 +57,7 @@ def held_equal(device: str, execution: Execution, updates: int) -> None:
         assert relative(moved[name], value) < 1e-4, name
 
 
+@pytest.mark.timeout(1200)  # a slow machine's C++ compiler
 def test_compiled_equals_eager() -> None:
     if execution_module.compile_problem(torch.device("cpu")) is not None:
         pytest.skip("no C++ compiler for torch.compile")
