@@ -37,7 +37,7 @@ def arithmetic(scheme: Scheme, precision: str, device: torch.device) -> str:
     """The words for what `precision` means with a scheme."""
     if scheme.integer_products:
         return f"int8 products and {precision} arithmetic"
-    slow = " (a CPU has no fast half arithmetic)" if device.type == "cpu" else ""
+    slow = " (a CPU has no float16 arithmetic)" if device.type == "cpu" else ""
     return f"{precision} arithmetic on {scheme.name} weights{slow}"
 
 
