@@ -222,6 +222,7 @@ def load_agent(
         UserError: when the device is not there, or cannot do what is asked.
     """
     place = resolve_device(device)
-    execution = PlanExecution(precision, compile, cudagraphs).possible(place)
+    execution = PlanExecution(precision, compile, cudagraphs)
+    execution.check(place)  # before a large file is read
     model, tasks, _ = load_model(path, task, place)
     return Agent(model, tasks, planner, execution=execution)

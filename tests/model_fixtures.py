@@ -27,15 +27,20 @@ SHARED = ROOT.parent / "shared"
 RELEASED = "mt30_1M_steps_045dist_fp16.pt"
 SMALL_DIMS = ModelDims(**DIMS)  # type: ignore[arg-type]
 SMALL_PLAN = PlannerSettings(**PLAN)
+STUDENT_PLAN = PlannerSettings(iterations=4, num_samples=48, num_elites=8, num_pi_trajs=6)
 
 
 def small_tasks() -> TaskSet:
     return task_set("small", TASKS)
 
 
-def golden() -> Arrays:
-    with np.load(FILE) as file:
+def arrays(path: Path) -> Arrays:
+    with np.load(path) as file:
         return {name: file[name] for name in file.files}
+
+
+def golden() -> Arrays:
+    return arrays(FILE)
 
 
 def tensors(figures: Arrays, device: str = "cpu") -> dict[str, Tensor]:
@@ -77,6 +82,11 @@ def golden_batch(figures: Arrays, device: str = "cpu") -> Batch:
 
 def golden_update_noise(figures: Arrays, device: str = "cpu") -> UpdateNoise:
     return UpdateNoise(**tensors(group(figures, "update"), device))
+
+
+def student_decisions(shared_golden: Path) -> Arrays:
+    """The reference decisions of the released student under `STUDENT_PLAN`: arrays "a0/obs", ..., "c1/action"."""
+    return arrays(shared_golden / "planner_mt30_1M.npz")
 
 
 def golden_plan(figures: Arrays, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, PlanNoise]:

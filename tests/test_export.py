@@ -19,6 +19,7 @@ from model_fixtures import (
     ROOT,
     SMALL_DIMS,
     SMALL_PLAN,
+    STUDENT_PLAN,
     assert_close,
     gammas,
     golden,
@@ -27,6 +28,7 @@ from model_fixtures import (
     single_task_model,
     small_model,
     small_tasks,
+    student_decisions,
     tensors,
 )
 from test_planner import with_tied_elites
@@ -125,10 +127,8 @@ def test_decisions_equal_the_independent_implementation(
 def test_released_student_decides_as_the_reference(
     together: bool, shared_checkpoints: Path, shared_golden: Path, tmp_path: Path
 ) -> None:
-    with np.load(shared_golden / "planner_mt30_1M.npz") as file:
-        g = {name: file[name] for name in file.files}
-    settings = PlannerSettings(iterations=4, num_samples=48, num_elites=8, num_pi_trajs=6)
-    export_agent(shared_checkpoints / RELEASED, tmp_path, "mt30", settings)
+    g = student_decisions(shared_golden)
+    export_agent(shared_checkpoints / RELEASED, tmp_path, "mt30", STUDENT_PLAN)
     agent = OnnxAgent(tmp_path)
     for names in ("abc",) if together else ("a", "b", "c"):
         warm = np.zeros((len(names), 3, 6), np.float32)
@@ -149,7 +149,7 @@ def test_released_student_decides_as_the_reference(
             plan = agent.plan(of("obs"), of("task"), warm, noise)
             reached = {"candidates": "actions", "values": "value", "mean": "mean", "action": "action"}
             figures = {name: torch.from_numpy(of(key)) for name, key in reached.items()}
-            figures["mean"] = with_tied_elites(torch.from_numpy(plan.mean), figures, settings)
+            figures["mean"] = with_tied_elites(torch.from_numpy(plan.mean), figures, STUDENT_PLAN)
             check(plan, figures)
             warm = np.concatenate([of("mean")[:, 1:], np.zeros_like(plan.mean[:, :1])], axis=1)
 

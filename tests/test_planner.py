@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from model_fixtures import (
     RELEASED,
     SMALL_PLAN,
+    STUDENT_PLAN,
     assert_close,
     gammas,
     golden,
@@ -19,6 +19,7 @@ from model_fixtures import (
     relative,
     single_task_model,
     small_model,
+    student_decisions,
     tensors,
 )
 from torch import Tensor
@@ -82,11 +83,9 @@ def with_tied_elites(found: Tensor, figures: dict[str, Tensor], settings: Planne
 def test_released_student_decides_as_the_reference(
     device: str, together: bool, shared_checkpoints: Path, shared_golden: Path
 ) -> None:
-    with np.load(shared_golden / "planner_mt30_1M.npz") as file:
-        g = tensors({name: file[name] for name in file.files}, device)
+    g = tensors(student_decisions(shared_golden), device)
     model, tasks, _ = load_model(shared_checkpoints / RELEASED, "mt30", device)
-    settings = PlannerSettings(iterations=4, num_samples=48, num_elites=8, num_pi_trajs=6)
-    planner = Planner(model, settings, torch.from_numpy(tasks.discounts()).to(device))
+    planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()).to(device))
     for names in ("abc",) if together else ("a", "b", "c"):
         warm = torch.zeros(len(names), 3, 6, device=device)
         for step in "01":
@@ -107,7 +106,7 @@ def test_released_student_decides_as_the_reference(
             plan = planner.plan(of("obs"), of("task"), warm, noise, trace=True)
             reached = {"candidates": "actions", "values": "value", "mean": "mean", "action": "action"}
             figures = {name: of(key) for name, key in reached.items()}
-            figures["mean"] = with_tied_elites(plan.mean, figures, settings)
+            figures["mean"] = with_tied_elites(plan.mean, figures, STUDENT_PLAN)
             check(plan, figures)
             warm = torch.cat([of("mean")[:, 1:], torch.zeros_like(plan.mean[:, :1])], dim=1)
 

@@ -6,13 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from model_fixtures import (
     RELEASED,
     ROOT,
     SMALL_PLAN,
+    STUDENT_PLAN,
     assert_close,
     gammas,
     golden,
@@ -21,13 +21,14 @@ from model_fixtures import (
     relative,
     single_task_model,
     small_model,
+    student_decisions,
     tensors,
 )
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
 from tdmpc2.model import compiling
-from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
+from tdmpc2.planner import Plan, PlanExecution, Planner, PlanNoise
 from tdmpc2.planner.fused import FusedModel
 from tdmpc2.planner.kernels import Dense, Kernels
 
@@ -152,11 +153,9 @@ def test_half_precision_moves_values_a_little(device: str, precision: str) -> No
 
 
 def test_half_precision_on_the_released_student(shared_checkpoints: Path, shared_golden: Path) -> None:
-    with np.load(shared_golden / "planner_mt30_1M.npz") as file:
-        g = tensors({name: file[name] for name in file.files})
+    g = tensors(student_decisions(shared_golden))
     model, tasks, _ = load_model(shared_checkpoints / RELEASED, "mt30", "cpu")
-    settings = PlannerSettings(iterations=4, num_samples=48, num_elites=8, num_pi_trajs=6)
-    planner = Planner(model, settings, torch.from_numpy(tasks.discounts()), PlanExecution(precision="bfloat16"))
+    planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()), PlanExecution(precision="bfloat16"))
     names = [f"{name}{step}" for name in "abc" for step in "01"]
 
     def of(key: str) -> torch.Tensor:

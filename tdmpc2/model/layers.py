@@ -180,10 +180,7 @@ class Int8Layer(Layer):
         if heads is not None:
             weight, scale = weight[heads], scale[heads]
         assert bias is not None
-        blocks = weight.split([piece.shape[-1] for piece in pieces], dim=-1)
-        y = int8_product(pieces[0], blocks[0], scale)
-        for piece, block in zip(pieces[1:], blocks[1:], strict=True):
-            y = y + int8_product(piece, block, scale)
+        y = int8_product(pieces, weight, scale)
         y = y.add_(bias if bias.dim() == 1 else _per_head(bias, y)).to(bias.dtype)
         return self._activate(y, norm_weight, norm_bias)
 
@@ -195,8 +192,17 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round_().to(torch.int8), scale
 
 
-def int8_product(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """As `_product`, in float32, with int8 weights [..., out, in] and their scales [..., out]."""
+def int8_product(pieces: Sequence[Tensor], weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """As `_product` of an input in pieces, in float32, with int8 weights [..., out, in] and their scales [..., out].
+
+    Each row of each piece is quantised by itself.
+    """
+    blocks = weight.split([piece.shape[-1] for piece in pieces], dim=-1)
+    first, *others = (_int8_piece(x, block, weight_scale) for x, block in zip(pieces, blocks, strict=True))
+    return sum(others, first)
+
+
+def _int8_piece(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     if weight.dim() == 2:
         rows, scale = quantise_rows(x.reshape(-1, x.shape[-1]))
         product = _integer_matmul(rows, weight) * scale

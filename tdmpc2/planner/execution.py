@@ -38,19 +38,18 @@ class PlanExecution:
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.precision]
 
-    def possible(self, device: torch.device) -> PlanExecution:
-        """These choices as far as the device and its compiler allow; one line says what is slow or not possible.
+    def check(self, device: torch.device) -> None:
+        """Raises a `UserError` for float16 or CUDA graphs on a CPU."""
+        if device.type == "cpu" and self.precision == "float16":
+            raise UserError("precision=float16 needs CUDA; on a CPU use bfloat16 or float32.")
+        if device.type == "cpu" and self.cudagraphs:
+            raise UserError("cudagraphs=true needs a CUDA device, and this agent is on cpu: leave it out.")
 
-        Raises:
-            UserError: for float16 or CUDA graphs on a CPU.
-        """
-        if device.type == "cpu":
-            if self.precision == "float16":
-                raise UserError("precision=float16 needs CUDA; on a CPU use bfloat16 or float32.")
-            if self.cudagraphs:
-                raise UserError("cudagraphs=true needs a CUDA device, and this agent is on cpu: leave it out.")
-            if self.precision == "bfloat16" and not cpu_has_bfloat16():
-                print("precision=bfloat16 is slow here: this CPU has no bfloat16 arithmetic.", file=sys.stderr)
+    def possible(self, device: torch.device) -> PlanExecution:
+        """These choices, checked, as far as the compiler allows; one line says what is slow or not possible."""
+        self.check(device)
+        if device.type == "cpu" and self.precision == "bfloat16" and not cpu_has_bfloat16():
+            print("precision=bfloat16 is slow here: this CPU has no bfloat16 arithmetic.", file=sys.stderr)
         if self.compile and (problem := compile_problem(device)) is not None:
             print(f"compile=true is not possible here, plans run eagerly: {problem}", file=sys.stderr)
             return replace(self, compile=False)

@@ -74,11 +74,7 @@ class Dense:
 
     def _of_integers(self, x: Tensor, bias: Tensor | None) -> Tensor:
         assert self._scale is not None
-        first, *others = (
-            int8_product(piece, block, self._scale)
-            for piece, block in zip(x.split(self._widths, -1), self._weight.split(self._widths, -1), strict=True)
-        )
-        y = sum(others, first)
+        y = int8_product(x.split(self._widths, -1), self._weight, self._scale)
         return (y if bias is None else y + bias.unsqueeze(-2)).to(self.dtype)
 
 

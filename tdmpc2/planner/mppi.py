@@ -195,8 +195,8 @@ class Planner:
     ) -> Plan:
         s = self.settings
         count, actions = obs.shape[0], self.model.dims.action_dim
-        mask = None if self.model.action_masks is None or task is None else self.model.action_masks[task]
         start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
+        mask = start.mask
         candidates = torch.empty(count, s.horizon, s.num_samples, actions, device=obs.device)
         prior = None
         if s.num_pi_trajs:
@@ -206,12 +206,12 @@ class Planner:
         mean = warm_start.float()
         std = torch.full_like(mean, s.max_std)
         if mask is not None:
-            mean, std = mean * mask[:, None], std * mask[:, None]
+            mean, std = mean * mask, std * mask
         traced: list[tuple[Tensor, Tensor]] = []
         for i in range(s.iterations):
             drawn = torch.addcmul(mean.unsqueeze(2), std.unsqueeze(2), noise.samples[:, i])
             if mask is not None:
-                drawn = drawn * mask[:, None, None]
+                drawn = drawn * mask[:, None]
             candidates[:, :, s.num_pi_trajs :] = drawn.clamp(-1, 1)
             value = self._value(
                 model, start, self._follow(model, start, candidates, prior), noise.terminal[:, i], noise.heads[:, i]
@@ -225,7 +225,7 @@ class Planner:
             mean = (w * elites).sum(2)
             std = (w * (elites - mean.unsqueeze(2)).square()).sum(2).sqrt().clamp(s.min_std, s.max_std)
             if mask is not None:
-                mean, std = mean * mask[:, None], std * mask[:, None]
+                mean, std = mean * mask, std * mask
         action = self._draw_action(elites, weight, std, mask, noise, greedy)
         if not trace:
             return Plan(action, mean)
@@ -300,5 +300,5 @@ class Planner:
         if not greedy:
             action = action + std[:, 0] * noise.action
         if mask is not None:
-            action = action * mask
+            action = action * mask.squeeze(1)
         return action.clamp(-1, 1)
