@@ -12,6 +12,7 @@ from tdmpc2.errors import UserError
 from tdmpc2.model.compiling import compile_problem
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Kernels
+from tdmpc2.planner.native import build_problem, native_kernels
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -22,7 +23,8 @@ class PlanExecution:
 
     Attributes:
         precision: of matrix products and hidden activations: float32, bfloat16, or on CUDA float16.
-        compile: torch.compile the functions between products: seconds at the first plan.
+        compile: the functions between products each in one pass: on a CPU built from C, in under a second; on CUDA by
+            torch.compile, which takes seconds at the first plan.
         cudagraphs: capture a whole plan as one CUDA graph for each number of environments.
     """
 
@@ -50,14 +52,21 @@ class PlanExecution:
         self.check(device)
         if device.type == "cpu" and self.precision == "bfloat16" and not cpu_has_bfloat16():
             print("precision=bfloat16 is slow here: this CPU has no bfloat16 arithmetic.", file=sys.stderr)
-        if self.compile and (problem := compile_problem(device)) is not None:
+        if self.compile and (problem := _problem(device)) is not None:
             print(f"compile=true is not possible here, plans run eagerly: {problem}", file=sys.stderr)
             return replace(self, compile=False)
         return self
 
-    def kernels(self) -> Kernels:
+    def kernels(self, device: torch.device) -> Kernels:
         """The elementwise functions to plan with."""
-        return _compiled_kernels() if self.compile else Kernels()
+        if not self.compile:
+            return Kernels()
+        return native_kernels() if device.type == "cpu" else _compiled_kernels()
+
+
+def _problem(device: torch.device) -> str | None:
+    """Why nothing can be compiled for a device, in one line."""
+    return build_problem() if device.type == "cpu" else compile_problem(device)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 What does not differ between trajectories is multiplied once: the task embedding's share of every first layer, and at a
 plan's first step the latent's. Latent and action enter in one product. Weights have the arithmetic's type, packed once
-where the CPU's library can. Normalisation, decoding and whatever is added up over a plan are in float32.
+where the CPU's library can. Latents are in `kernels.simnorm_order`, and weights with them. Normalisation, decoding and whatever is added up over a plan are in float32.
 
 Axes: N environments, S trajectories, E heads, Z latent, A action.
 """
@@ -10,15 +10,18 @@ Axes: N environments, S trajectories, E heads, Z latent, A action.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tdmpc2.model import WorldModel
 from tdmpc2.model.layers import Mlp
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Dense, Kernels
+
+_BINS_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,32 @@ class _Weights:
         assert weight is not None and bias is not None
         return cls(weight, bias, found("weight_scale"), found("norm_weight"), found("norm_bias"))
 
+    def with_inputs(self, order: Tensor) -> _Weights:
+        """The layer for an input whose first numbers come in another order."""
+        rest = torch.arange(len(order), self.weight.shape[-1], device=order.device)
+        return replace(self, weight=self.weight.index_select(-1, torch.cat([order, rest])))
+
+    def with_outputs(self, order: Tensor) -> _Weights:
+        """The layer with its outputs in another order."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _Weights(
+            **{
+                name: None if tensor is None else tensor.index_select(-2 if name == "weight" else -1, order)
+                for name, tensor in tensors.items()
+            }
+        )
+
+    def widened(self, multiple: int) -> _Weights:
+        """The layer with logits of minus infinity added up to a multiple of so many outputs, which products prefer."""
+        assert self.norm_weight is None
+        extra = -self.bias.shape[-1] % multiple
+        return replace(
+            self,
+            weight=F.pad(self.weight, (0, 0, 0, extra)),
+            bias=F.pad(self.bias, (0, extra), value=-torch.inf),
+            scale=None if self.scale is None else F.pad(self.scale, (0, extra), value=1.0),
+        )
+
     def dense(self, dtype: torch.dtype) -> Dense:
         return Dense(self.weight, self.bias, dtype, self.scale)
 
@@ -90,6 +119,7 @@ class _Hidden:
     Args:
         mlps: the networks, each with the head of it to take (None where it is no stack).
         widths: of the inputs in the first layer's weight: latent, embedding, action.
+        order: of the latent's numbers.
         together: multiply all networks in one batched product.
         dtype: of the products.
         own: the elementwise functions.
@@ -99,6 +129,7 @@ class _Hidden:
         self,
         mlps: Sequence[tuple[Mlp, int | None]],
         widths: tuple[int, int, int],
+        order: Tensor,
         together: bool,
         dtype: torch.dtype,
         own: Kernels,
@@ -106,7 +137,7 @@ class _Hidden:
         self.dtype = dtype
         self._kernels = own
         groups = [mlps] if together else [[one] for one in mlps]
-        firsts = [_Weights.of(group, 0) for group in groups]
+        firsts = [_Weights.of(group, 0).with_inputs(order) for group in groups]
         self._bias = [weights.bias.float().unsqueeze(-2).unsqueeze(-2) for weights in firsts]
         self._of_latent = [weights.of_pieces(widths, [0], torch.float32) for weights in firsts]
         self._of_embedding = [weights.of_pieces(widths, [1], torch.float32) for weights in firsts]
@@ -182,21 +213,28 @@ class FusedModel:
         d = model.dims
         together = discounts.device.type != "cpu" if together is None else together
         widths = (d.latent_dim, d.task_dim, d.action_dim)
+        self.order = kernels.simnorm_order(d.latent_dim, d.simnorm_dim).to(discounts.device)
         heads: list[tuple[Mlp, int | None]] = [(model.q_heads, head) for head in range(d.num_q)]
         with torch.no_grad():
             reward, dynamics, policy = ((part, None) for part in (model.reward_head, model.dynamics, model.policy_head))
-            self._step = _Hidden([reward, dynamics], widths, together, dtype, own)
-            self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), together, dtype, own)
-            self._value = _Hidden(heads, widths, together, dtype, own)
-            self._reward_out, self._policy_out = (_Weights.of([one], -1).dense(dtype) for one in (reward, policy))
+            self._step = _Hidden([reward, dynamics], widths, self.order, together, dtype, own)
+            self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), self.order, together, dtype, own)
+            self._value = _Hidden(heads, widths, self.order, together, dtype, own)
+            self._reward_out = _Weights.of([reward], -1).widened(_BINS_MULTIPLE).dense(dtype)
+            self._policy_out = _Weights.of([policy], -1).dense(dtype)
             groups = [heads] if together else [[head] for head in heads]
-            self._value_out = [_Weights.of(group, -1).dense(dtype) for group in groups]
-            latent = _Weights.of([dynamics], -1)
+            self._value_out = [_Weights.of(group, -1).widened(_BINS_MULTIPLE).dense(dtype) for group in groups]
+            latent = _Weights.of([dynamics], -1).with_outputs(self.order)
             self._latent_out, self._latent_norm = latent.dense(dtype), latent.norm()
-            self.bins = torch.linspace(d.vmin, d.vmax, d.num_bins, device=discounts.device)
+            bins = torch.linspace(d.vmin, d.vmax, d.num_bins, device=discounts.device)
+            self.bins = F.pad(bins, (0, -d.num_bins % _BINS_MULTIPLE))
 
     def start(self, z: Tensor, task: Tensor | None) -> Start:
-        """Everything that trajectories from latents z [N, 1, Z] have in common; task int64 [N] or None."""
+        """Everything that trajectories from latents z [N, 1, Z] have in common; task int64 [N] or None.
+
+        z is in the model's own order; latents that `step` gives are in this layout's.
+        """
+        z = z[..., self.order]
         embedding = self._model.embed_task(task)
         if embedding is not None:
             embedding = embedding.float()

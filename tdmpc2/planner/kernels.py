@@ -1,7 +1,7 @@
 """What a fused model is made of: products with weights laid out once, and the elementwise functions between them.
 
-The functions are plain torch; `Kernels` holds them as they are or compiled, each a small kernel that compiles in
-seconds and is shared by all layers of its shape.
+The functions are plain torch; `Kernels` holds them as they are, compiled for a GPU, or as `native` builds them for a
+CPU.
 """
 
 from __future__ import annotations
@@ -119,14 +119,19 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addcmul(bias.unsqueeze(1).to(y.dtype), y, weight.unsqueeze(1).to(y.dtype))
 
 
+def simnorm_order(latent_dim: int, group: int) -> Tensor:
+    """int64 [Z]: where each number of a latent laid out for planning comes from.
+
+    A softmax wants its numbers a stride apart, so that neighbours are of different groups and a vector holds many
+    groups: the k-th numbers of all groups lie together.
+    """
+    return torch.arange(latent_dim).view(-1, group).T.flatten()
+
+
 def norm_simnorm(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Tensor:
-    """SimNorm of LayerNorm of x [..., Z]: a softmax within each `group` neighbours; inside, in float32."""
-    y = _layer_norm(x.float(), weight, bias).unflatten(-1, (-1, group))
-    if y.device.type != "cpu":
-        return torch.softmax(y, -1).flatten(-2).to(x.dtype)
-    # torch's CPU softmax is slow over so short an axis.
-    raised = torch.exp(y - y.amax(-1, keepdim=True))
-    return (raised / raised.sum(-1, keepdim=True)).flatten(-2).to(x.dtype)
+    """SimNorm of LayerNorm of x [..., Z], all in `simnorm_order`; inside, in float32."""
+    y = _layer_norm(x.float(), weight, bias).unflatten(-1, (group, -1))
+    return torch.softmax(y, -2).flatten(-2).to(x.dtype)
 
 
 def expectation(logits: Tensor, bins: Tensor) -> Tensor:
@@ -145,7 +150,7 @@ def squashed(out: Tensor, noise: Tensor, mask: Tensor | None, low: float, high: 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The elementwise functions, eager or compiled."""
+    """The elementwise functions: eager, or others with the same numbers but for rounding."""
 
     norm_mish: Callable[[Tensor, Tensor, Tensor], Tensor] = norm_mish
     norm_simnorm: Callable[[Tensor, Tensor, Tensor, int], Tensor] = norm_simnorm

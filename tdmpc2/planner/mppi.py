@@ -108,7 +108,8 @@ class Planner:
         if self._fused is None or weights != self._weights:
             self._weights = weights
             self._graphs.clear()
-            self._fused = FusedModel(self.model, self.discounts, self.execution.dtype, self.execution.kernels())
+            own = self.execution.kernels(self.discounts.device)
+            self._fused = FusedModel(self.model, self.discounts, self.execution.dtype, own)
         return self._fused
 
     def draw_noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> PlanNoise:
