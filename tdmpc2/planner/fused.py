@@ -2,7 +2,8 @@
 
 What does not differ between trajectories is multiplied once: the task embedding's share of every first layer, and at a
 plan's first step the latent's. Latent and action enter in one product. Weights have the arithmetic's type, packed once
-where the CPU's library can. Latents are in `kernels.simnorm_order`, and weights with them. Normalisation, decoding and whatever is added up over a plan are in float32.
+where the CPU's library can. Latents are in `kernels.simnorm_order`, and weights with them. Normalisation, decoding and
+whatever is added up over a plan are in float32.
 
 Axes: N environments, S trajectories, E heads, Z latent, A action.
 """
@@ -10,7 +11,7 @@ Axes: N environments, S trajectories, E heads, Z latent, A action.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,13 +79,11 @@ class _Weights:
 
     def with_outputs(self, order: Tensor) -> _Weights:
         """The layer with its outputs in another order."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Weights(
-            **{
-                name: None if tensor is None else tensor.index_select(-2 if name == "weight" else -1, order)
-                for name, tensor in tensors.items()
-            }
-        )
+        weight = self.weight.index_select(-2, order)
+        others = (self.bias, self.scale, self.norm_weight, self.norm_bias)
+        bias, scale, norm_weight, norm_bias = (None if x is None else x.index_select(-1, order) for x in others)
+        assert bias is not None
+        return _Weights(weight, bias, scale, norm_weight, norm_bias)
 
     def widened(self, multiple: int) -> _Weights:
         """The layer with logits of minus infinity added up to a multiple of so many outputs, which products prefer."""

@@ -25,11 +25,11 @@ from tdmpc2.planner.kernels import Kernels
 _SOURCE = Path(__file__).with_name("native.c")
 _WIDEST_LATENT = 4096  # as in the source
 _SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-# Sums may be reordered, but NaN keeps its meaning. The library is linked in a step of its own: some compilers add code to
-# one linked with these options that changes the arithmetic of the whole process.
+# Sums may be reordered, but NaN keeps its meaning. Linking is a step of its own: some compilers add code to a library
+# linked with these options that changes the arithmetic of the whole process.
 _OPTIMISE = ["-O3", "-funsafe-math-optimizations", "-fno-math-errno"]
 # Tried in turn: not every compiler knows -march=native or has OpenMP.
-_VARIANTS = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], [])
+_VARIANTS: list[list[str]] = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], []]
 
 
 class BuildError(Exception):
@@ -93,13 +93,7 @@ def _norm_mish(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     width = x.shape[-1]
     groups = weight.numel() // width
     _function("norm_mish", x.dtype, 4, 3)(
-        x.data_ptr(),
-        out.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        groups,
-        x.numel() // (groups * width),
-        width,
+        x.data_ptr(), out.data_ptr(), weight.data_ptr(), bias.data_ptr(), groups, x.numel() // weight.numel(), width
     )
     return out
 

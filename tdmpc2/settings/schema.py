@@ -145,7 +145,7 @@ class EvaluateConfig(PlannerConfig):
     mpc: bool = True  # false: the policy prior alone
     greedy: bool = False  # the papers' evaluation keeps the exploration noise
     precision: str = PlanExecution.precision  # of the planner's products: float32, bfloat16, or on CUDA float16
-    compile: bool = PlanExecution.compile  # torch.compile the planner's functions: seconds at the start
+    compile: bool = PlanExecution.compile  # one pass each for the planner's functions: a second, on CUDA more
     cudagraphs: bool = PlanExecution.cudagraphs  # on CUDA, capture a whole plan as one graph
     matmul_precision: str = "highest"
     device: str = "auto"
