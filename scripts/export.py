@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from tdmpc2.errors import run_program
 from tdmpc2.planner import PlannerSettings
@@ -22,7 +23,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write, new or of an earlier export")
     for number in fields(PlannerSettings):
         name, default = f"--{number.name.replace('_', '-')}", number.default
-        parser.add_argument(name, type=type(default), default=default, help=f"of the planner ({default})")
+        how: dict[str, Any] = {"type": type(default)}
+        if isinstance(default, bool):
+            how = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(name, **how, default=default, help=f"of the planner ({default})")
     a = parser.parse_args()
 
     from tdmpc2.export.files import export_agent  # after the arguments: it needs onnx, and says so where it is missing

@@ -138,6 +138,8 @@ class Agent:
             plan = self.planner.plan(obs[part], part_task, warm_start[part], noise, greedy=greedy)
             actions.append(plan.action)
             means.append(plan.mean)
+        if not self.settings.warm_start:
+            return torch.cat(actions), self.no_plan(count)
         mean = torch.cat(means)
         return torch.cat(actions), torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
 

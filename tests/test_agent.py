@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,18 @@ def small_agent(seed: int = 0, planner: PlannerSettings = SMALL_PLAN) -> Agent:
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_without_a_warm_start_every_decision_begins_anew() -> None:
+    obs, task = torch.rand(2, 24), torch.tensor([0, 2])
+    cold, warm = (small_agent(planner=replace(SMALL_PLAN, warm_start=on)) for on in (False, True))
+    for agent in (cold, warm):
+        agent.act(obs, task)
+        agent.generator = torch.Generator().manual_seed(7)
+    fresh = small_agent(7)
+    again = fresh.act(obs, task, first=[True, True])
+    torch.testing.assert_close(cold.act(obs, task), again)
+    assert not torch.allclose(warm.act(obs, task), again)
 
 
 # -- the public interface ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.evaluation.comparison import compare, comparison_text
-from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine
+from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine, load_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "compare.py"
@@ -58,6 +58,7 @@ def test_script_compares(tmp_path: Path) -> None:
     # Tasks: +20 and 0; (20 + 0) / 2 / 10. The third cup-spin episode has no partner.
     assert overall.split() == ["normalised", "score", "37.50", "38.50", "+1.00", "+0.50", "to", "+1.50", "4"]
     assert "4 pairs of episodes on 2 tasks; without a partner and left out: 0 of a, 1 of b." in lines
+    assert "The same score: the interval, widened for few episodes, lies within 3 points of 0." in lines
     assert "Warning" not in done.stdout
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["paired"]["difference"] == pytest.approx(1.0) and written["paired"]["over"] == "episodes"
@@ -142,3 +143,26 @@ def test_the_planner_fields_are_those_of_the_settings() -> None:
     from tdmpc2.planner import PlannerSettings
 
     assert {f.name for f in fields(PlannerSettings)} == PLANNER_FIELDS
+
+
+def test_join_script(tmp_path: Path) -> None:
+    make("one", {"walker-run": [100.0, 200.0]}).save_json(tmp_path / "a.json")
+    make("two", {"cup-spin": [500.0]}).save_json(tmp_path / "b.json")
+    command = [sys.executable, str(ROOT / "scripts" / "join.py"), str(tmp_path / "a.json")]
+
+    def run_join(*arguments: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+        )
+
+    out = tmp_path / "both" / "evaluation.json"
+    done = run_join(tmp_path / "b.json", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "normalised score" in done.stdout
+    whole = load_json(out)
+    assert (whole.label, whole.tasks, len(whole.episodes)) == ("both", ("walker-run", "cup-spin"), 3)
+    again = run_join(tmp_path / "b.json", "--out", out)
+    assert again.returncode == 2 and "exists; name another file" in again.stderr
+    twice = run_join(tmp_path / "a.json", "--out", tmp_path / "c.json")
+    assert twice.returncode == 2 and "is there twice" in twice.stderr and not (tmp_path / "c.json").exists()

@@ -18,6 +18,7 @@ from tdmpc2.evaluation.results import (
     EvaluationResult,
     Machine,
     check_replaceable,
+    joined,
     load_json,
     results_table,
     this_machine,
@@ -174,3 +175,45 @@ def test_results_of_another_configuration_are_not_replaced(tmp_path: Path) -> No
     check_replaceable(path, {"mpc": True, "seed": 1})
     with pytest.raises(UserError, match=r"another mpc; name another folder with output="):
         check_replaceable(path, {"mpc": False, "seed": 1})
+
+
+# -- parts of one evaluation -----------------------------------------------------------------------------------------
+
+
+def part(tasks: tuple[str, ...], label: str = "part", episode: int = 0, **changes: Any) -> EvaluationResult:
+    episodes = tuple(EpisodeResult(task, episode, 7 + episode, 100.0 * len(task), 500) for task in tasks)
+    configuration = {"checkpoint": "a.pt", "tasks": list(tasks), "output": label, "iterations": 6}
+    return make(label=label, task_set="mt30", tasks=tasks, episodes=episodes, configuration=configuration, **changes)
+
+
+def test_parts_are_joined_in_the_order_of_the_task_set(tmp_path: Path) -> None:
+    parts = [part(("cup-spin", "fish-swim")), part(("walker-run",), "other"), part(("walker-run",), "third", episode=1)]
+    whole = joined(parts, "all")
+    assert whole.tasks == ("walker-run", "fish-swim", "cup-spin") and whole.label == "all"
+    assert [(e.task, e.episode) for e in whole.episodes] == [
+        *(("walker-run", 0), ("fish-swim", 0), ("cup-spin", 0)),
+        ("walker-run", 1),
+    ]
+    assert whole.wall_seconds == 37.5 and whole.configuration == {"checkpoint": "a.pt", "iterations": 6}
+    whole.save_json(tmp_path / "all.json")
+    assert load_json(tmp_path / "all.json") == whole
+    assert joined([whole], "all") == whole
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (part(("cup-spin",), "b"), "episode 0 .* of task 'cup-spin' is there twice"),
+        (replace(part(("fish-swim",), "b"), task_set="mine"), "'a' and 'b' differ in task_set"),
+        (part(("fish-swim",), "b", versions={"mujoco": "3.3.6"}), "differ in mujoco"),
+        (replace(part(("fish-swim",), "b"), configuration={"checkpoint": "a.pt"}), "differ in iterations"),
+    ],
+)
+def test_parts_of_different_evaluations_are_not_joined(other: EvaluationResult, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        joined([part(("cup-spin",), "a"), other], "x")
+
+
+def test_nothing_to_join() -> None:
+    with pytest.raises(UserError, match="no results files to join"):
+        joined([], "x")

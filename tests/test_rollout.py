@@ -14,6 +14,7 @@ from tdmpc2.agent import Agent
 from tdmpc2.data.importing import open_or_create
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.envs import EnvPool, episode_seed, make_env
+from tdmpc2.envs.pool import Steps
 from tdmpc2.errors import UserError
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.rollout import AgentController, Episode, Job, RandomController, run_episodes
@@ -27,10 +28,10 @@ def jobs_of(count: int, tasks: Sequence[str] = TASKS) -> list[Job]:
     return [Job(task, n, episode_seed(1, task, n)) for n in range(count) for task in tasks]
 
 
-def rolled_out(jobs: list[Job], num_envs: int, num_workers: int = 0) -> list[Episode]:
+def rolled_out(jobs: list[Job], num_envs: int, num_workers: int = 0, groups: int = 1) -> list[Episode]:
     with EnvPool(DUO, num_envs=num_envs, num_workers=num_workers) as pool:
         controller = RandomController(DUO, num_envs, oscillate=True, noise=0.2)
-        return list(run_episodes(pool, jobs, controller, record=True))
+        return list(run_episodes(pool, jobs, controller, record=True, groups=groups))
 
 
 def by_job(episodes: list[Episode]) -> dict[Job, Episode]:
@@ -59,10 +60,34 @@ def test_every_job_runs_once_whatever_the_slots_and_workers() -> None:
     assert len({e.episode_return for e in few}) == 5, "every job has its own seed"
     assert_same_episodes(few, rolled_out(jobs, 5))
     assert_same_episodes(few, rolled_out(jobs, 4, num_workers=2))
+    assert_same_episodes(few, rolled_out(jobs, 3, num_workers=2, groups=2))
+    assert_same_episodes(few, rolled_out(jobs, 2, groups=3))  # more groups than slots
     for episode in few:
         assert episode.trajectory is not None
         reward = episode.trajectory.reward
         assert np.isnan(reward[0]) and episode.episode_return == pytest.approx(float(reward[1:].sum()), rel=1e-5)
+
+
+def test_a_group_is_planned_while_the_others_are_stepped() -> None:
+    events: list[tuple[str, tuple[int, ...]]] = []
+
+    class Watched(RandomController):
+        def actions(self, slots: list[int], obs: np.ndarray) -> np.ndarray:
+            events.append(("plan", tuple(slots)))
+            return super().actions(slots, obs)
+
+    class WatchedPool(EnvPool):
+        def step_wait(self) -> Steps:
+            events.append(("wait", tuple(self._pending[0].slots)))
+            return super().step_wait()
+
+    with WatchedPool(DUO, num_envs=4, num_workers=2) as pool:
+        controller = Watched(DUO, 4, oscillate=True)
+        episodes = list(run_episodes(pool, jobs_of(2), controller, groups=2))
+    assert len(episodes) == 4
+    first, second = (0, 1), (2, 3)
+    turn = [("wait", first), ("plan", first), ("wait", second), ("plan", second)]
+    assert events[: 2 + 8] == [("plan", first), ("plan", second), *turn, *turn]
 
 
 def test_trajectories_are_kept_only_where_asked_for() -> None:
@@ -114,7 +139,7 @@ def test_an_agents_actions_do_not_depend_on_its_neighbours(mpc: bool) -> None:
     beside = decisions([0, 1, 2, 3, 4, 5])
     assert beside.shape == (4, 6, 1) and np.abs(beside).max() <= 1
     for chosen in ([0], [5, 2], [3, 1, 4]):
-        np.testing.assert_allclose(decisions(chosen), beside[:, chosen], atol=2e-5)
+        np.testing.assert_allclose(decisions(chosen), beside[:, chosen], atol=1e-4)
     np.testing.assert_array_equal(decisions([0, 1]), decisions([0, 1]))
     assert np.abs(decisions([0], noise=0.0) - beside[:, [0]]).max() > 1e-3
 

@@ -17,6 +17,7 @@ from tdmpc2.evaluation.scores import (
     paired_difference,
     score_with_interval,
     task_statistics,
+    verdict,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,3 +184,26 @@ def test_scores_and_reporting_import_nothing_heavy() -> None:
     code += "print([m for m in ('torch', 'wandb', 'matplotlib', 'mujoco', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([1.0, 3.0], "same"),  # of return: 0.1 to 0.3 points
+        ([-20.0, 30.0], "undecided"),  # a bootstrap's -2 to 3 points are -3 to 4 with two pairs
+        ([-200.0, 150.0], "undecided"),
+        ([60.0, 90.0], "different"),
+        ([-60.0, -90.0], "different"),
+        ([50.0], "undecided"),  # one pair says nothing of others
+    ],
+)
+def test_verdict(differences: list[float], said: str) -> None:
+    result = paired_difference(_keyed("a", [0.0] * len(differences)), _keyed("a", differences))
+    assert verdict(result) == said
+    assert verdict(result, margin=100.0) == ("undecided" if len(differences) == 1 else "same")
+
+
+def test_a_verdict_over_tasks_counts_tasks() -> None:
+    first = _keyed("a", [0.0]) | _keyed("b", [0.0])
+    second = _keyed("a", [22.0]) | _keyed("b", [29.0])
+    assert verdict(paired_difference(first, second)) == "different"  # 2.2 to 2.9, widened beyond 3

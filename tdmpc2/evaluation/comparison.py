@@ -8,13 +8,21 @@ from typing import Any
 
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
-from tdmpc2.evaluation.scores import Interval, Over, PairedDifference, paired_difference
+from tdmpc2.evaluation.scores import SAME_WITHIN, Interval, Over, PairedDifference, paired_difference, verdict
 from tdmpc2.reporting.tables import Style, format_table
 
 # The fields of PlannerSettings, which lives beside torch; comparing two files should not load it.
 PLANNER_FIELDS = frozenset(
-    ("horizon", "iterations", "num_samples", "num_elites", "num_pi_trajs", "min_std", "max_std", "temperature")
+    (
+        *("horizon", "iterations", "num_samples", "num_elites", "num_pi_trajs"),
+        *("min_std", "max_std", "temperature", "warm_start"),
+    )
 )
+_VERDICTS = {
+    "same": f"The same score: the interval, widened for few episodes, lies within {SAME_WITHIN:g} points of 0",
+    "different": "Different scores: the interval, widened for few episodes, does not hold 0",
+    "undecided": f"Undecided: the interval, widened for few episodes, holds 0 and more than {SAME_WITHIN:g} points",
+}
 SIMULATORS = ("mujoco", "dm_control", "gymnasium")
 """Packages whose version changes what an environment does."""
 
@@ -87,6 +95,7 @@ def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
     lines.append(f"{pairs}.")
     if paired.interval is not None:
         lines.append(f"Normalised score: 95% bootstrap interval over {paired.over}.")
+        lines.append(f"{_VERDICTS[verdict(paired)]}.")
     if paired.interval_note:
         lines.append(f"Note: {paired.interval_note}.")
     lines += [f"Warning: {warning}." for warning in comparison.warnings]

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.scores import EpisodeKey, NormalisedScore, score_with_interval, task_statistics
 from tdmpc2.fileio import atomic_file, atomic_write_text
 from tdmpc2.reporting.tables import Style, format_table
+from tdmpc2.tasks import TASK_SETS
 from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-evaluation"
@@ -172,14 +173,67 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
         raise UserError(f"{name}: {printable(error)}") from None
 
 
+def joined(results: Sequence[EvaluationResult], label: str) -> EvaluationResult:
+    """One evaluation from several of the same agent, each of other tasks or other episodes.
+
+    Tasks come in the order of their set, and wall times are added up, as if the parts had run one after another.
+
+    Raises:
+        UserError: when there is nothing to join, the parts differ in what they evaluated, or an episode is there twice.
+    """
+    if not results:
+        raise UserError("no results files to join; name at least one.")
+    first = results[0]
+    shared = _shared_configuration(first)
+    for other in results[1:]:
+        differing = ["task_set"] if other.task_set != first.task_set else []
+        differing += _differing_keys(first.versions, other.versions)
+        differing += _differing_keys(shared, _shared_configuration(other))
+        if differing:
+            names = printable(", ".join(differing))
+            raise UserError(f"'{first.label}' and '{other.label}' differ in {names}; join parts of one evaluation.")
+    found = tuple(dict.fromkeys(task for result in results for task in result.tasks))
+    known = TASK_SETS.get(first.task_set, found)
+    tasks = tuple(sorted(found, key=lambda task: known.index(task) if task in known else len(known)))
+    episodes = [episode for result in results for episode in result.episodes]
+    episodes.sort(key=lambda episode: (episode.episode, tasks.index(episode.task)))
+    return EvaluationResult(
+        label=label,
+        task_set=first.task_set,
+        tasks=tasks,
+        episodes=tuple(episodes),
+        configuration=shared,
+        machine=first.machine,
+        wall_seconds=sum(result.wall_seconds for result in results),
+        decisions=sum(result.decisions for result in results),
+        versions=first.versions,
+    )
+
+
+# What may differ between parts of one evaluation: which episodes, and how they were run and written.
+_OF_A_PART = frozenset(
+    (
+        *("tasks", "eval_episodes", "seed", "label", "output", "reference", "save_video"),
+        *("num_envs", "num_workers", "compile", "cudagraphs"),
+    )
+)
+
+
+def _shared_configuration(result: EvaluationResult) -> dict[str, Any]:
+    return {key: value for key, value in result.configuration.items() if key not in _OF_A_PART}
+
+
+def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
 def check_replaceable(path: Path, configuration: Mapping[str, Any]) -> None:
     """Raises a `UserError` if a results file at `path` is of another configuration: it would be lost."""
     if not path.exists():
         return
     earlier = load_json(path).configuration
     now = finite_or_null(dict(configuration))
-    differing = [key for key in sorted(earlier.keys() | now.keys()) if earlier.get(key) != now.get(key)]
-    if differing:
+    if differing := _differing_keys(earlier, now):
         raise UserError(
             f"{path} holds an evaluation with another {printable(', '.join(differing))}; "
             "name another folder with output=…, or remove it."

@@ -24,6 +24,8 @@ from tdmpc2.tasks import TaskSet
 
 # Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
 _MOST_ENVS = {"cpu": 60, "cuda": 300}
+# From so many on, one half is stepped while the other is planned. Two plans of fewer take a GPU longer than one of all.
+_ENVS_TO_OVERLAP = 60
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def evaluate(
                 pool,
                 jobs,
                 controller,
+                groups=2 if pool.num_workers and num_envs >= _ENVS_TO_OVERLAP else 1,
                 on_decisions=on_decisions,
                 on_frame=films.add if settings.video_dir is not None else None,
                 filmed=lambda job: job.episode == 0,

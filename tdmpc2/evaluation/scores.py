@@ -8,6 +8,7 @@ bootstrap is about sqrt((n - 1) / n) as wide as it should be: 5% narrow for ten 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,9 @@ LEVEL = 0.95
 
 RETURN_TO_SCORE = 0.1
 """Normalised points per unit of episode return."""
+
+SAME_WITHIN = 3.0
+"""Normalised points that two scores may be apart and still count as the same, as the documents use the word."""
 
 Over = Literal["episodes", "tasks"]
 """What is resampled: episodes within each task (new episodes), or whole tasks (other tasks like these)."""
@@ -169,6 +173,24 @@ def paired_difference(
         interval_note=note,
         over=chosen,
     )
+
+
+def verdict(difference: PairedDifference, margin: float = SAME_WITHIN) -> Literal["same", "different", "undecided"]:
+    """Whether two evaluations have the same score: `same` where the 95% interval of their paired difference lies within
+    ± margin, `different` where it lies beyond 0 and not within, else `undecided`.
+
+    The interval is first widened to what it would be without a bootstrap's narrowness over few pairs (see above).
+    """
+    if difference.interval is None:
+        return "undecided"
+    fewest = min(d.pairs for d in difference.tasks.values()) if difference.over == "episodes" else len(difference.tasks)
+    widening = math.sqrt(fewest / (fewest - 1)) if fewest > 1 else 1.0
+    middle = difference.difference
+    low = middle + widening * (difference.interval.low - middle)
+    high = middle + widening * (difference.interval.high - middle)
+    if -margin <= low and high <= margin:
+        return "same"
+    return "different" if low > 0 or high < 0 else "undecided"
 
 
 def _arrays(returns: Mapping[str, Sequence[float]]) -> dict[str, NDArray[np.float64]]:

@@ -139,7 +139,8 @@ class OnnxAgent:
         warm = np.zeros(shape, np.float32) if not same or self._mean is None else self._mean
         warm = np.where(fresh[:, None, None], np.float32(0), warm)
         plan = self.plan(obs, ids, warm, self.draw_noise(count), greedy=greedy)
-        self._mean = np.concatenate([plan.mean[:, 1:], np.zeros_like(plan.mean[:, :1])], axis=1)
+        shifted = np.concatenate([plan.mean[:, 1:], np.zeros_like(plan.mean[:, :1])], axis=1)
+        self._mean = shifted if self.planner.get("warm_start", True) else np.zeros_like(shifted)
         return plan.action
 
     def draw_noise(self, count: int) -> Noise:

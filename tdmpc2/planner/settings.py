@@ -19,6 +19,7 @@ class PlannerSettings:
         num_pi_trajs: P, trajectories drawn from the policy prior; they stay candidates in every round.
         min_std, max_std: bounds of the sampling std, in action units; max_std is also the first round's.
         temperature: weight of an elite is softmax(temperature * value).
+        warm_start: a plan's first mean is the last plan's, shifted by a step; without, always 0.
     """
 
     horizon: int = 3
@@ -29,6 +30,7 @@ class PlannerSettings:
     min_std: float = 0.05
     max_std: float = 2.0
     temperature: float = 0.5
+    warm_start: bool = True
 
     def __post_init__(self) -> None:
         for name in ("horizon", "iterations", "num_samples", "num_elites"):

@@ -76,6 +76,7 @@ def run_episodes(
     controller: Controller,
     *,
     record: bool = False,
+    groups: int = 1,
     on_decisions: Callable[[int], None] | None = None,
     on_frame: FrameSink | None = None,
     filmed: Callable[[Job], bool] = lambda job: True,
@@ -87,6 +88,8 @@ def run_episodes(
         jobs: what to run.
         controller: chooses the actions.
         record: keep trajectories.
+        groups: of slots that take turns: while one group's actions are chosen, the workers step the others. Episodes
+            do not change by it, but for the rounding of batched arithmetic.
         on_decisions: told how many decisions were just taken.
         on_frame: gets a frame of every `filmed` job before each decision; the pool must render.
         filmed: which jobs to film.
@@ -106,16 +109,24 @@ def run_episodes(
             running[slot] = _Recorder(job, obs[row].copy(), pool.task_set.action_dim, record)
             controller.start(slot, job)
 
-    begin(list(range(pool.num_envs)))
-    while running:
-        slots = sorted(running)
+    def decide(slots: list[int]) -> tuple[list[int], FloatArray]:
+        """Sets off one decision in each of these slots."""
         action = controller.actions(slots, latest[slots])
         if on_frame is not None:
             shown = [slot for slot in slots if filmed(running[slot].job)]
             if shown:
                 for slot, frame in zip(shown, pool.render(shown), strict=True):
                     on_frame(running[slot].job, frame)
-        obs, reward, done = pool.step(action, slots)
+        pool.step_async(action, slots)
+        return slots, action
+
+    begin(list(range(pool.num_envs)))
+    shares = [share.tolist() for share in np.array_split(np.arange(pool.num_envs), groups)]
+    turns = [[slot for slot in share if slot in running] for share in shares]
+    under_way = deque((share, *decide(turn)) for share, turn in zip(shares, turns, strict=True) if turn)
+    while under_way:
+        share, slots, action = under_way.popleft()
+        obs, reward, done = pool.step_wait()
         for row, slot in enumerate(slots):
             running[slot].add(obs[row], action[row], reward[row])
         latest[slots] = obs
@@ -125,3 +136,5 @@ def run_episodes(
         for slot in ended:
             yield running.pop(slot).finish()
         begin(ended)
+        if turn := [slot for slot in share if slot in running]:
+            under_way.append((share, *decide(turn)))

@@ -79,6 +79,7 @@ class PlannerConfig:
     min_std: float = PlannerSettings.min_std
     max_std: float = PlannerSettings.max_std
     temperature: float = PlannerSettings.temperature
+    warm_start: bool = PlannerSettings.warm_start
 
 
 @dataclass
