@@ -12,7 +12,8 @@ from torch import Tensor
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
 from tdmpc2.model import WorldModel
-from tdmpc2.planner import PlanExecution, Planner, PlannerSettings
+from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
+from tdmpc2.planner.threads import PlanThreads
 from tdmpc2.tasks import TaskSet
 
 # Valuing about this many trajectories at a time keeps a CPU's second-level caches warm.
@@ -50,6 +51,7 @@ class Agent:
         self.planner = Planner(model, planner or PlannerSettings(), discounts, execution)
         self.generator = generator
         self._mean: Tensor | None = None
+        self._plan_threads: PlanThreads | None = None
 
     @property
     def settings(self) -> PlannerSettings:
@@ -103,6 +105,17 @@ class Agent:
             1, _GPU_ACTIVATION_BYTES // (samples * dims.num_q * dims.mlp_dim * self.planner.execution.dtype.itemsize)
         )
 
+    def _threads(self, parts: int) -> PlanThreads | None:
+        """Threads to plan so many parts at once; None on a GPU, or where there is nothing to share out."""
+        total = torch.get_num_threads()
+        workers = min(parts, total)
+        if self.device.type != "cpu" or workers < 2:
+            return None
+        self.planner.fused()  # laid out once, here, before the threads ask for it
+        if self._plan_threads is None or (self._plan_threads.workers, self._plan_threads.total) != (workers, total):
+            self._plan_threads = PlanThreads(workers)
+        return self._plan_threads
+
     def no_plan(self, count: int) -> Tensor:
         """The warm start [count, H, A] of new episodes: zeros."""
         shape = (count, self.settings.horizon, self.task_set.action_dim)
@@ -129,15 +142,21 @@ class Agent:
         """
         count = obs.shape[0]
         chunk = self._environments_at_a_time()
-        actions, means = [], []
-        for start in range(0, count, chunk):
-            part = slice(start, min(start + chunk, count))
+        parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+
+        def noise(part: slice) -> PlanNoise:
             own = generator if generator is None or isinstance(generator, torch.Generator) else generator[part]
-            noise = self.planner.draw_noise(part.stop - part.start, own)
+            return self.planner.draw_noise(part.stop - part.start, own)
+
+        def plan(given: tuple[slice, PlanNoise]) -> Plan:
+            part, drawn = given
             part_task = None if task is None else task[part]
-            plan = self.planner.plan(obs[part], part_task, warm_start[part], noise, greedy=greedy)
-            actions.append(plan.action)
-            means.append(plan.mean)
+            return self.planner.plan(obs[part], part_task, warm_start[part], drawn, greedy=greedy)
+
+        drawn = ((part, noise(part)) for part in parts)
+        threads = self._threads(len(parts))
+        plans = [plan(given) for given in drawn] if threads is None else threads.map(plan, drawn)
+        actions, means = [each.action for each in plans], [each.mean for each in plans]
         if not self.settings.warm_start:
             return torch.cat(actions), self.no_plan(count)
         mean = torch.cat(means)

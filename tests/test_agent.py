@@ -27,7 +27,7 @@ import tdmpc2
 from tdmpc2.agent import Agent, load_agent, resolve_device
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.errors import UserError
-from tdmpc2.planner import PlannerSettings
+from tdmpc2.planner import PlanExecution, PlannerSettings
 from tdmpc2.tasks import task_set
 
 QUICK = PlannerSettings(iterations=2, num_samples=32, num_elites=8, num_pi_trajs=4)
@@ -39,6 +39,43 @@ def small_agent(seed: int = 0, planner: PlannerSettings = SMALL_PLAN) -> Agent:
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_environments_planned_on_several_threads_get_the_same_actions(compiled: bool) -> None:
+    many = PlannerSettings(iterations=2, num_samples=400, num_elites=8, num_pi_trajs=4)  # one environment at a time
+    obs, task = torch.rand(5, 24), torch.tensor([0, 1, 2, 0, 1])
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            agent = Agent(small_model(), small_tasks(), many, execution=PlanExecution(compile=compiled))
+            for _ in range(2):
+                action, warm = agent.decide(obs, task, agent.no_plan(5), generators(*range(5)))
+            found.append((action, warm))
+            assert torch.get_num_threads() == threads
+        agent.generator = torch.Generator().manual_seed(3)  # one generator for all: drawn in order
+        shared = agent.act(obs, task)
+        torch.set_num_threads(1)
+        agent.generator = torch.Generator().manual_seed(3)
+        torch.testing.assert_close(agent.act(obs, task, first=[True] * 5), shared, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_fails_on_a_thread_is_raised() -> None:
+    many = PlannerSettings(iterations=1, num_samples=400, num_elites=8, num_pi_trajs=4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        agent = Agent(small_model(), small_tasks(), many)
+        with pytest.raises(RuntimeError):
+            agent.decide(torch.rand(2, 23), torch.tensor([0, 1]), agent.no_plan(2), generators(1, 2))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_a_warm_start_every_decision_begins_anew() -> None:

@@ -27,7 +27,8 @@ _BINS_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class Start:
-    """What N environments' trajectories have in common; a share is [N, 1, hidden] for each network of a part.
+    """What N environments' trajectories have in common; a share is [N, 1, hidden] for each network of a part, in the
+    type of the products.
 
     Attributes:
         step, policy, value: the embedding's share, and the bias, of the first layers.
@@ -178,7 +179,7 @@ class _Hidden:
         out = []
         for index, share in enumerate(shares):
             if x is None:
-                y = share.flatten(-3, -2).to(self.dtype)
+                y = share.flatten(-3, -2)
             else:
                 dense = (self._of_action if action_only else self._of_both)[index]
                 assert dense is not None
@@ -241,12 +242,16 @@ class FusedModel:
         step, policy, value = (
             part.embedding_shares(embedding, len(z)) for part in (self._step, self._policy, self._value)
         )
+
+        def typed(shares: list[Tensor]) -> list[Tensor]:
+            return [share.to(self.dtype) for share in shares]
+
         return Start(
-            step=step,
-            policy=policy,
-            value=value,
-            first_step=self._step.with_latent(step, z[:, 0]),
-            first_policy=self._policy.with_latent(policy, z[:, 0]),
+            step=typed(step),
+            policy=typed(policy),
+            value=typed(value),
+            first_step=typed(self._step.with_latent(step, z[:, 0])),
+            first_policy=typed(self._policy.with_latent(policy, z[:, 0])),
             gamma=self._discounts[:1].expand(len(z)).unsqueeze(1)
             if task is None
             else self._discounts[task].unsqueeze(1),

@@ -53,7 +53,6 @@ class Dense:
 
     def with_share(self, x: Tensor, share: Tensor) -> Tensor:
         """Rows [N * S, in] -> [N * S, out] plus each environment's share [N, 1, out]; [G, N, 1, out] for a stack."""
-        share = share.to(self.dtype)
         if share.dim() == 3 and share.shape[0] == 1:
             return self._product(x, share.flatten())
         y = self._product(x, None)

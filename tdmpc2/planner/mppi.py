@@ -261,7 +261,8 @@ class Planner:
         known = 0 if first is None else first.rewards.shape[1]
         if first is not None and known == actions.shape[2]:
             return first
-        return self._rollout(model, start, lambda t, _: actions[:, t, known:])[1].after(first)
+        typed = actions[:, :, known:].to(model.dtype)
+        return self._rollout(model, start, lambda t, _: typed[:, t])[1].after(first)
 
     def _rollout(
         self, model: FusedModel, start: Start, choose: Callable[[int, Tensor | None], Tensor]
@@ -286,7 +287,7 @@ class Planner:
             # All heads are valued and two picked per environment: a plan then ignores its neighbours.
             two = heads.topk(2, dim=1).indices.T.unsqueeze(-1).expand(-1, -1, q.shape[2])
             q = q.gather(0, two)
-        return torch.addcmul(rollout.rewards, rollout.discount, q.mean(0)).nan_to_num(0.0)
+        return torch.addcmul(rollout.rewards, rollout.discount, q.sum(0) / len(q)).nan_to_num(0.0)
 
     @staticmethod
     def _draw_action(
