@@ -27,7 +27,7 @@ from torch import Tensor
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
 from tdmpc2.model import WorldModel
-from tdmpc2.planner import Plan, Planner, PlannerSettings, PlanNoise
+from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
 
 
 def rows(noise: PlanNoise, index: int) -> PlanNoise:
@@ -79,13 +79,17 @@ def with_tied_elites(found: Tensor, figures: dict[str, Tensor], settings: Planne
     return means
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("together", [True, False])
 def test_released_student_decides_as_the_reference(
-    device: str, together: bool, shared_checkpoints: Path, shared_golden: Path
+    device: str, together: bool, compiled: bool, shared_checkpoints: Path, shared_golden: Path
 ) -> None:
     g = tensors(student_decisions(shared_golden), device)
     model, tasks, _ = load_model(shared_checkpoints / RELEASED, "mt30", device)
-    planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()).to(device))
+    execution = PlanExecution(compile=compiled)
+    planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()).to(device), execution)
+    if planner.execution != execution:
+        pytest.skip("nothing can be compiled here")
     for names in ("abc",) if together else ("a", "b", "c"):
         warm = torch.zeros(len(names), 3, 6, device=device)
         for step in "01":
