@@ -63,7 +63,7 @@ def functions(rows: int, dtype: torch.dtype, compiled: bool) -> dict[str, Ways]:
         f"LayerNorm, Mish {HIDDEN}": {
             "plain": lambda: F.mish(F.layer_norm(x, (HIDDEN,), -weight.to(dtype), -bias.to(dtype))),
             "eager": lambda: eager.norm_mish(x, weight, bias),
-            "C": lambda: native.norm_mish(x, weight, bias),
+            "C": lambda: native.norm_mish(x.clone(), weight, bias),  # it writes into its input
         },
         f"LayerNorm, SimNorm {LATENT}": {
             "plain": plain_simnorm,

@@ -179,7 +179,7 @@ class _Hidden:
         out = []
         for index, share in enumerate(shares):
             if x is None:
-                y = share.flatten(-3, -2)
+                y = share.flatten(-3, -2).clone()  # norm_mish may overwrite it
             else:
                 dense = (self._of_action if action_only else self._of_both)[index]
                 assert dense is not None

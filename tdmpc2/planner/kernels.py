@@ -149,7 +149,10 @@ def squashed(out: Tensor, noise: Tensor, mask: Tensor | None, low: float, high: 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The elementwise functions: eager, or others with the same numbers but for rounding."""
+    """The elementwise functions: eager, or others with the same numbers but for rounding.
+
+    `norm_mish` may write into its first argument.
+    """
 
     norm_mish: Callable[[Tensor, Tensor, Tensor], Tensor] = norm_mish
     norm_simnorm: Callable[[Tensor, Tensor, Tensor, int], Tensor] = norm_simnorm

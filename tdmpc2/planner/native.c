@@ -53,13 +53,12 @@ EXPONENTIAL(exp_float32, TO_FOURTH(0.00961812911f + part * (0.00133335581f + par
 EXPONENTIAL(exp_bfloat16, TO_FOURTH(0.00961812911f))
 
 /* Mish of LayerNorm: with e = e^y, y tanh(softplus(y)) = y n / (n + 2) where n = e (e + 2).
- * in, out [groups * rows, width]; weight, bias [groups, width], negated as norm_form gives them. */
+ * values [groups * rows, width], replaced; weight, bias [groups, width], negated as norm_form gives them. */
 #define NORM_MISH(NAME, TYPE, READ, WRITE, EXP)                                                                        \
-    void NAME(const TYPE *in, TYPE *out, const float *weight, const float *bias, long groups, long rows, long width) { \
+    void NAME(TYPE *values, const float *weight, const float *bias, long groups, long rows, long width) {              \
         _Pragma("omp parallel for schedule(static) if (groups * rows >= ROWS_FOR_THREADS)")                            \
         for (long row = 0; row < groups * rows; row++) {                                                               \
-            const TYPE *restrict x = in + row * width;                                                                 \
-            TYPE *restrict y = out + row * width;                                                                      \
+            TYPE *restrict x = values + row * width;                                                                   \
             const float *restrict w = weight + row / rows * width, *restrict b = bias + row / rows * width;            \
             float sum = 0, squares = 0;                                                                                \
             for (long i = 0; i < width; i++) {                                                                         \
@@ -73,7 +72,7 @@ EXPONENTIAL(exp_bfloat16, TO_FOURTH(0.00961812911f))
                 float value = -((READ(x[i]) - mean) * scale * w[i] + b[i]);                                            \
                 float e = EXP(value > 30 ? 30 : value); /* from there on Mish is its input */                          \
                 float n = e * (e + 2);                                                                                 \
-                y[i] = WRITE(value * n / (n + 2));                                                                     \
+                x[i] = WRITE(value * n / (n + 2));                                                                     \
             }                                                                                                          \
         }                                                                                                              \
     }

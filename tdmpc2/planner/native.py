@@ -88,14 +88,18 @@ def _function(name: str, dtype: torch.dtype, pointers: int, numbers: int) -> Any
 
 
 def _norm_mish(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """In place: half the memory to go through, which is then still in the cache for the next product."""
     x = x.contiguous()
-    out = torch.empty_like(x)
     width = x.shape[-1]
-    groups = weight.numel() // width
-    _function("norm_mish", x.dtype, 4, 3)(
-        x.data_ptr(), out.data_ptr(), weight.data_ptr(), bias.data_ptr(), groups, x.numel() // weight.numel(), width
+    _function("norm_mish", x.dtype, 3, 3)(
+        x.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        weight.numel() // width,
+        x.numel() // weight.numel(),
+        width,
     )
-    return out
+    return x
 
 
 def _norm_simnorm(x: Tensor, weight: Tensor, bias: Tensor, group: int) -> Tensor:

@@ -37,4 +37,8 @@ class PlanThreads:
     def map(self, function: Callable[[Given], Found], given: Iterable[Given]) -> list[Found]:
         """`function` of each, in order; `given` is gone through in this thread while the others work."""
         waiting = [self._pool.submit(function, one) for one in given]
-        return [one.result() for one in waiting]
+        try:
+            return [one.result() for one in waiting]
+        finally:  # after an error or Ctrl-C, nothing more is begun
+            for one in waiting:
+                one.cancel()
