@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from tdmpc2.agent import resolve_device
+from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation import RewardTeacher, random_teacher
 from tdmpc2.errors import UserError, run_program
@@ -269,6 +270,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to FILE")
     parser.add_argument("--one", action="store_true", help="measure a single row in this process and print it as JSON")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as train.py does
     device = resolve_device(arguments.device)
     modes = arguments.mode or (
         [*MODES, "compiled+graphs-bf16"] if device.type == "cuda" else ["eager", "compiled", "compiled-bf16"]

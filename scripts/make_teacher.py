@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from tdmpc2.agent import Agent, resolve_device
+from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.checkpointing import CheckpointMetadata, build_model, read_checkpoint, save_checkpoint
 from tdmpc2.data.importing import open_or_create
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
+    keep_freed_memory()
 
     torch.set_float32_matmul_precision(a.matmul_precision)
     device = resolve_device(a.device)

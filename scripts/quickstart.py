@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tdmpc2.agent import Agent, load_agent, resolve_device
+from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.checkpointing import checkpoint_metadata, load_model, read_checkpoint, save_checkpoint
 from tdmpc2.data.importing import open_or_create, summary
 from tdmpc2.data.store import EpisodeStore
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "quickstart")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "quickstart")
     a = parser.parse_args()
+    keep_freed_memory()
     plan = Plan(a.steps, a.batch_size, a.episodes, a.d_coef, a.seed)
     final = EvaluationSettings(episodes=plan.episodes, seed=plan.seed)
     if plan.steps < 1 or plan.batch_size < 1:

@@ -213,3 +213,23 @@ def test_evaluation_saves_a_video(tmp_path: Path) -> None:
         "num_workers=0", "label=film", cwd=tmp_path,
     )  # fmt: skip
     assert files_in(tmp_path / "results" / "film") == ["episodes.csv", "evaluation.json", f"videos/{TASKS[1]}.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_programs_keep_freed_memory() -> None:
+    code = """
+import resource, torch
+from tdmpc2.allocation import keep_freed_memory
+keep_freed_memory()
+for turn in range(12):
+    if turn == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10_000_000)  # 40 MB: beyond what malloc keeps by itself
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    faults = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert faults.returncode == 0, faults.stderr
+    assert int(faults.stdout) < 200

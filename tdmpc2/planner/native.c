@@ -52,6 +52,20 @@ static inline bfloat16 write_bfloat16(float value) {
 EXPONENTIAL(exp_float32, TO_FOURTH(0.00961812911f + part * (0.00133335581f + part * 0.000154035304f)))
 EXPONENTIAL(exp_bfloat16, TO_FOURTH(0.00961812911f))
 
+/* LayerNorm's mean of a row and what to scale by. */
+#define MOMENTS(ROW, WIDTH, READ, MEAN, SCALE)                                                                         \
+    {                                                                                                                  \
+        float sum = 0, squares = 0;                                                                                    \
+        for (long i = 0; i < WIDTH; i++) {                                                                             \
+            float value = READ(ROW[i]);                                                                                \
+            sum += value;                                                                                              \
+            squares += value * value;                                                                                  \
+        }                                                                                                              \
+        MEAN = sum / WIDTH;                                                                                            \
+        float variance = squares / WIDTH - MEAN * MEAN;                                                                \
+        SCALE = 1 / sqrtf((variance < 0 ? 0 : variance) + EPSILON);                                                    \
+    }
+
 /* Mish of LayerNorm: with e = e^y, y tanh(softplus(y)) = y n / (n + 2) where n = e (e + 2).
  * values [groups * rows, width], replaced; weight, bias [groups, width], negated as norm_form gives them. */
 #define NORM_MISH(NAME, TYPE, READ, WRITE, EXP)                                                                        \
@@ -60,14 +74,8 @@ EXPONENTIAL(exp_bfloat16, TO_FOURTH(0.00961812911f))
         for (long row = 0; row < groups * rows; row++) {                                                               \
             TYPE *restrict x = values + row * width;                                                                   \
             const float *restrict w = weight + row / rows * width, *restrict b = bias + row / rows * width;            \
-            float sum = 0, squares = 0;                                                                                \
-            for (long i = 0; i < width; i++) {                                                                         \
-                float value = READ(x[i]);                                                                              \
-                sum += value;                                                                                          \
-                squares += value * value;                                                                              \
-            }                                                                                                          \
-            float mean = sum / width, variance = squares / width - mean * mean;                                        \
-            float scale = 1 / sqrtf((variance < 0 ? 0 : variance) + EPSILON);                                          \
+            float mean, scale;                                                                                         \
+            MOMENTS(x, width, READ, mean, scale)                                                                       \
             for (long i = 0; i < width; i++) {                                                                         \
                 float value = -((READ(x[i]) - mean) * scale * w[i] + b[i]);                                            \
                 float e = EXP(value > 30 ? 30 : value); /* from there on Mish is its input */                          \
@@ -85,14 +93,8 @@ EXPONENTIAL(exp_bfloat16, TO_FOURTH(0.00961812911f))
             const TYPE *restrict x = in + row * width;                                                                 \
             TYPE *restrict y = out + row * width;                                                                      \
             float values[WIDEST], most[WIDEST], total[WIDEST];                                                         \
-            float sum = 0, squares = 0;                                                                                \
-            for (long i = 0; i < width; i++) {                                                                         \
-                float value = READ(x[i]);                                                                              \
-                sum += value;                                                                                          \
-                squares += value * value;                                                                              \
-            }                                                                                                          \
-            float mean = sum / width, variance = squares / width - mean * mean;                                        \
-            float scale = 1 / sqrtf((variance < 0 ? 0 : variance) + EPSILON);                                          \
+            float mean, scale;                                                                                         \
+            MOMENTS(x, width, READ, mean, scale)                                                                       \
             for (long i = 0; i < width; i++) values[i] = (READ(x[i]) - mean) * scale * weight[i] + bias[i];            \
             long apart = width / group;                                                                                \
             for (long i = 0; i < apart; i++) most[i] = values[i], total[i] = 0;                                        \

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.settings.schema import register_schemas
 
@@ -36,6 +37,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             run_program(run)  # within Hydra, which would add a line of its own
 
         def compose_and_run() -> None:
+            keep_freed_memory()
             register_schemas()
             if not CONFIG_DIR.is_dir():
                 raise UserError(f"{CONFIG_DIR} is missing: run from a clone of the repository.")
