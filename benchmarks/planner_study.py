@@ -62,8 +62,8 @@ CONFIGURATIONS = {
     "horizon-2": Configuration(replace(PAPERS, horizon=2)),
     "horizon-5": Configuration(replace(PAPERS, horizon=5)),
     "cold-start": Configuration(replace(PAPERS, warm_start=False)),
-    "samples-128-iterations-4": Configuration(with_samples(128, iterations=4)),
-    "samples-128-iterations-4-greedy": Configuration(with_samples(128, iterations=4), greedy=True),
+    "samples-128-iterations-3": Configuration(with_samples(128, iterations=3)),
+    "samples-128-iterations-3-greedy": Configuration(with_samples(128, iterations=3), greedy=True),
 }
 
 
