@@ -45,6 +45,7 @@ def with_samples(count: int, **others: Any) -> PlannerSettings:
     return replace(PAPERS, num_samples=count, num_elites=count // 8, num_pi_trajs=round(count * 24 / 512), **others)
 
 
+FAST = with_samples(128, iterations=3)
 CONFIGURATIONS = {
     "default": Configuration(),
     "greedy": Configuration(greedy=True),
@@ -62,8 +63,18 @@ CONFIGURATIONS = {
     "horizon-2": Configuration(replace(PAPERS, horizon=2)),
     "horizon-5": Configuration(replace(PAPERS, horizon=5)),
     "cold-start": Configuration(replace(PAPERS, warm_start=False)),
-    "samples-128-iterations-3": Configuration(with_samples(128, iterations=3)),
-    "samples-128-iterations-3-greedy": Configuration(with_samples(128, iterations=3), greedy=True),
+    # Around planner=fast, where a study is cheap.
+    "fast": Configuration(FAST),
+    "fast-greedy": Configuration(FAST, greedy=True),
+    "fast-prior-0": Configuration(replace(FAST, num_pi_trajs=0)),
+    "fast-prior-32": Configuration(replace(FAST, num_pi_trajs=32)),
+    "fast-elites-8": Configuration(replace(FAST, num_elites=8)),
+    "fast-temperature-2": Configuration(replace(FAST, temperature=2.0)),
+    "fast-horizon-1": Configuration(replace(FAST, horizon=1)),
+    "fast-horizon-2": Configuration(replace(FAST, horizon=2)),
+    "fast-horizon-5": Configuration(replace(FAST, horizon=5)),
+    "fast-cold-start": Configuration(replace(FAST, warm_start=False)),
+    "fast-std-1": Configuration(replace(FAST, max_std=1.0)),
 }
 
 
