@@ -48,7 +48,8 @@ def main(config: DictConfig) -> None:
 
     def controller(slots: int) -> Controller:
         if agent is not None:
-            return AgentController(agent, slots, mpc=config.behaviour == "planner", noise=config.noise)
+            mpc = config.behaviour == "planner"
+            return AgentController(agent, slots, mpc=mpc, greedy=config.greedy, noise=config.noise)
         return RandomController(tasks, slots, oscillate=config.behaviour == "oscillate", noise=config.noise)
 
     def pool(jobs: int) -> EnvPool:
@@ -57,6 +58,7 @@ def main(config: DictConfig) -> None:
         return EnvPool(tasks, num_envs=envs, num_workers=workers)
 
     store = open_or_create(data_dir, tasks)
+    acting = f"{config.behaviour}, greedy" if config.greedy else config.behaviour
     decisions = config.episodes * sum(tasks.episode_steps[tasks.index(n)] for n in names)
     with Progress(decisions, "collecting", "decisions") as progress:
         collected = collect(
@@ -66,7 +68,7 @@ def main(config: DictConfig) -> None:
             controller,
             pool,
             seed=config.seed,
-            source=f"{config.behaviour}, noise {config.noise}, checkpoint {config.checkpoint}",
+            source=f"{acting}, noise {config.noise}, checkpoint {config.checkpoint}",
             on_decisions=progress.update,
         )
     if collected.diverged:

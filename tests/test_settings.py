@@ -93,7 +93,16 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_planner_keys_are_those_of_the_planner() -> None:
-    assert {f.name: f.default for f in fields(PlannerConfig)} == {f.name: f.default for f in fields(PlannerSettings)}
+    keys = {f.name: f.default for f in fields(PlannerConfig)}
+    assert keys.pop("greedy") is False  # of acting, not of planning
+    assert keys == {f.name: f.default for f in fields(PlannerSettings)}
+
+
+def test_greedy_reaches_every_program_that_acts() -> None:
+    assert settings_of("greedy=true").evaluation.greedy and not settings_of().evaluation.greedy
+    assert composed("collect", "greedy=true").greedy
+    best = composed("evaluate", "checkpoint=x.pt", "planner=best")
+    assert evaluation_settings(best, None).greedy
 
 
 def test_distillation_weight_applies_with_a_teacher_only() -> None:

@@ -122,7 +122,9 @@ def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
         eval_freq=config.eval_freq,
         save_freq=config.save_freq,
         state_freq=config.state_freq,
-        evaluation=EvaluationSettings(episodes=config.eval_episodes, seed=config.seed, num_workers=config.num_workers),
+        evaluation=EvaluationSettings(
+            episodes=config.eval_episodes, seed=config.seed, greedy=config.greedy, num_workers=config.num_workers
+        ),
         planner=planner_settings(config),
         logging=_from_keys(LoggingSettings, config.logging),
         config=plain(config),

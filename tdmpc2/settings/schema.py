@@ -69,7 +69,10 @@ class LoggingConfig:
 
 @dataclass
 class PlannerConfig:
-    """MPPI (see PlannerSettings); `horizon` is also the length of a training slice."""
+    """MPPI (see PlannerSettings); `horizon` is also the length of a training slice.
+
+    `greedy` leaves the exploration noise out of planned actions; the papers' evaluation keeps it.
+    """
 
     horizon: int = PlannerSettings.horizon
     iterations: int = PlannerSettings.iterations
@@ -80,6 +83,7 @@ class PlannerConfig:
     max_std: float = PlannerSettings.max_std
     temperature: float = PlannerSettings.temperature
     warm_start: bool = PlannerSettings.warm_start
+    greedy: bool = False
 
 
 @dataclass
@@ -144,7 +148,6 @@ class EvaluateConfig(PlannerConfig):
     eval_episodes: int = 10
     seed: int = 1
     mpc: bool = True  # false: the policy prior alone
-    greedy: bool = False  # the papers' evaluation keeps the exploration noise
     precision: str = PlanExecution.precision  # of the planner's products: float32, bfloat16, or on CUDA float16
     compile: bool = PlanExecution.compile  # one pass each for the planner's functions: a second, on CUDA more
     cudagraphs: bool = PlanExecution.cudagraphs  # on CUDA, capture a whole plan as one graph
