@@ -232,4 +232,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         [sys.executable, "-c", code], env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert faults.returncode == 0, faults.stderr
-    assert int(faults.stdout) < 200
+    assert int(faults.stdout) < 25_000  # ten times 9,766 pages otherwise
