@@ -7,10 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
@@ -19,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdmpc2.errors import UserError, as_user_error, printable
-from tdmpc2.settings.schema import NOT_IN_NAMES, PATH_KEYS, SCHEMAS, register_schemas
+from tdmpc2.settings.schema import IN_PATH, NOT_IN_NAMES, SCHEMAS, TEXT_KEYS, register_schemas
 
 _IN_CLONE = Path(__file__).resolve().parents[2] / "config"
 _IN_PACKAGE = Path(__file__).resolve().parents[1] / "config"
@@ -40,8 +43,10 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             register_schemas()
             if not CONFIG_DIR.is_dir():
                 raise UserError(f"{CONFIG_DIR} is missing: run from a clone of the repository, or install the package.")
-            sys.argv[1:] = _prepared(sys.argv[1:])
-            jobs = _Jobs(config_name, function)
+            _check_hydra_keys(sys.argv[1:])
+            command = _Command(sys.argv[1:])
+            sys.argv[1:] = command.arguments
+            jobs = _Jobs(config_name, function, command.varied)
             wants_traceback = "HYDRA_FULL_ERROR" in os.environ
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints errors itself, in many lines
             try:
@@ -61,9 +66,10 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 class _Jobs:
     """What Hydra calls for every job: keeps a job's error from Hydra, which would add lines of its own."""
 
-    def __init__(self, program: str, function: Callable[[DictConfig], None]) -> None:
+    def __init__(self, program: str, function: Callable[[DictConfig], None], varied: frozenset[str]) -> None:
         self._program = program
         self._function = function
+        self._varied = varied
         self._error: Exception | None = None
         self._failed: list[str] = []
         self._folders: set[str] = set()
@@ -87,7 +93,8 @@ class _Jobs:
             told = as_user_error(error)
             if told is None:
                 traceback.print_exc()
-            name = f"job {HydraConfig.get().job.num} ({HydraConfig.get().job.override_dirname})"
+            chosen = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] in self._varied]
+            name = f"job {HydraConfig.get().job.num} ({' '.join(chosen)})"
             self._failed.append(printable(f"{name}: {told or type(error).__name__}", limit=2_000))
             print(f"error: {self._failed[-1]}", file=sys.stderr)
 
@@ -101,7 +108,8 @@ class _Jobs:
         if self._error is not None:
             raise self._error
         if self._failed:
-            raise UserError(f"{len(self._failed)} of {self._count} jobs failed: {' | '.join(self._failed)}")
+            print("\n".join(self._failed), file=sys.stderr)
+            raise UserError(f"{len(self._failed)} of {self._count} jobs failed; the same command goes on with them.")
 
 
 def _remove_empty(folder: Path) -> None:
@@ -142,7 +150,7 @@ def check_keys(config: DictConfig, program: str) -> None:
     strange = sorted(found - known)
     if strange:
         key = strange[0]
-        raise UserError(f"+{printable(key)}: this program has no such key{_nearest(key, sorted(known))}.")
+        raise UserError(f"+{printable(key)}: this program has no such key{_nearest(key, sorted(known))}")
     removed = sorted(known - found)
     if removed:
         raise UserError(f"~{removed[0]}: the program needs this key; set another value instead of removing it.")
@@ -151,11 +159,27 @@ def check_keys(config: DictConfig, program: str) -> None:
         raise UserError(f"{empty[0]} has no value: give {empty[0]}=… on the command line.")
 
 
+def _check_hydra_keys(arguments: Sequence[str]) -> None:
+    """Raises a `UserError` for a setting that Hydra itself does not know: with a + it takes any."""
+    for argument in arguments:
+        first, *parts = argument.partition("=")[0].lstrip("+").split(".")
+        if not argument.startswith("+") or first != "hydra":
+            continue
+        kind: Any = HydraConf
+        for part in parts:
+            if not is_dataclass(kind):  # what plug-ins define
+                break
+            types = {field.name: field.type for field in fields(kind)}
+            if part not in types:
+                raise UserError(f"{printable(argument)}: Hydra has no such setting; --hydra-help tells what it has.")
+            kind = types[part]
+
+
 def _nearest(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # 'foo.lr' for 'lr', 'random' for 'teacher.random_weights'
         close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"; did you mean {close[0]}?" if close else "; --help shows all keys"
+    return f"; did you mean {close[0]}?" if close else "; --help shows all keys."
 
 
 def one_line(error: Exception, known: Sequence[str] = ()) -> str:
@@ -186,19 +210,26 @@ def one_line(error: Exception, known: Sequence[str] = ()) -> str:
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def _prepared(arguments: Sequence[str]) -> list[str]:
-    """The command line with quotes around paths that Hydra's grammar would not take, or not as text.
+class _Command:
+    """A command line as Hydra is to get it.
 
-    Paths hold `=`, commas, spaces and letters beyond ASCII; a shell has removed the quotes that a user wrote. In a
-    sweep a comma means a choice, and such a path must be quoted for Hydra. What a sweep varies names its folders.
+    Paths and names get quotes where Hydra's grammar would not take them, or not as text: they hold `=`, commas, spaces
+    and letters beyond ASCII, and a shell has removed the quotes that a user wrote. In a sweep a comma means a choice,
+    and such a path must be quoted for Hydra.
+
+    Attributes:
+        varied: keys that have several values, in a sweep; they are in the names of its folders.
+        arguments: the command line.
     """
-    sweeps = any(argument in ("-m", "--multirun") or argument == "hydra.mode=MULTIRUN" for argument in arguments)
-    parser = OverridesParser.create()
-    quoted = [_quoted(argument, parser, sweeps) for argument in arguments]
-    if not sweeps:
-        return quoted
-    left_out = ",".join(key for key in NOT_IN_NAMES if key not in set(_varied(quoted, parser)))
-    return [*quoted, f"hydra.job.config.override_dirname.exclude_keys=[{left_out}]"]
+
+    def __init__(self, given: Sequence[str]) -> None:
+        sweeps = any(argument in ("-m", "--multirun", "hydra.mode=MULTIRUN") for argument in given)
+        parser = OverridesParser.create()
+        self.arguments = [_quoted(argument, parser, sweeps) for argument in given]
+        self.varied = frozenset(_varied(self.arguments, parser)) if sweeps else frozenset()
+        if sweeps:
+            left_out = ",".join([*IN_PATH, *(key for key in NOT_IN_NAMES if key not in self.varied)])
+            self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{left_out}]")
 
 
 def _varied(arguments: Sequence[str], parser: OverridesParser) -> Iterator[str]:
@@ -214,7 +245,7 @@ def _varied(arguments: Sequence[str], parser: OverridesParser) -> Iterator[str]:
 
 def _quoted(argument: str, parser: OverridesParser, sweeps: bool) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+") not in PATH_KEYS or not value:
+    if not equals or key.lstrip("+") not in TEXT_KEYS or not value:
         return argument
     try:
         override = parser.parse_override(argument)

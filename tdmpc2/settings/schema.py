@@ -210,23 +210,24 @@ SCHEMAS: dict[str, Any] = {
 }
 """By the name of the program and of its file in `config/`."""
 
-PATH_KEYS = frozenset(
+TEXT_KEYS = frozenset(
     (
         *("checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir", "output", "reference"),
-        *("hydra.run.dir", "hydra.sweep.dir"),
+        *("hydra.run.dir", "hydra.sweep.dir", "exp_name", "label", "task.name"),
     )
 )
-"""Keys whose values are paths: any text, and `~` means the user's home."""
+"""Keys whose values are paths or names: any text, which Hydra's grammar need not understand."""
+
+IN_PATH = ("seed", "exp_name", "task", "task.name", "experiment")
+"""Keys that stand in a run's path already, so that no part of it is named by them."""
 
 NOT_IN_NAMES = (
-    *("seed", "resume", "device", "experiment", "exp_name", "task", "task.name", "task.tasks"),
-    *("checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir"),
-    *("log_freq", "eval_freq", "eval_episodes", "save_freq", "state_freq", "num_workers"),
+    *("resume", "device", "task.tasks", "checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir"),
+    *("log_freq", "eval_freq", "eval_episodes", "save_freq", "state_freq", "num_workers", "logging"),
     *(f"logging.{name}" for name in ("console", "tensorboard", "wandb", "wandb_project", "wandb_entity", "wandb_mode")),
-    "logging",
 )
-"""Keys that a run's folder is not named by, unless a sweep varies them: they stand in its path already, say where
-things lie, or change nothing about its updates."""
+"""Keys that a run's folder is not named by, unless a sweep varies them: they say where things lie, or change nothing
+about its updates."""
 
 
 def register_schemas() -> None:
