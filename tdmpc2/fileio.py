@@ -38,28 +38,31 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
             target = target.resolve()  # replace what the link names, not the link itself
         permissions = target.stat().st_mode & 0o777 if target.exists() else None
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
-        file: IO[Any] = temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
     except OSError as error:
         raise write_error(path, error) from error
-    try:
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    file: IO[Any] | None = None
+    try:  # from before the file is there: a Ctrl-C may come at any moment
+        try:
+            file = temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
+        except OSError as error:
+            raise write_error(path, error) from error
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        try:
+            if permissions is not None:
+                temporary.chmod(permissions)
+            temporary.replace(target)
+        except OSError as error:
+            raise write_error(path, error) from error
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        full = _out_of_space(error)
+        full = None if isinstance(error, UserError) else _out_of_space(error)
         if full is None:
             raise
         raise write_error(path, full) from error
-    try:
-        if permissions is not None:
-            temporary.chmod(permissions)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
     _sync_folder(target.parent)
 
 

@@ -43,9 +43,9 @@ def main(config: DictConfig) -> None:
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
     target, table = output / "evaluation.json", output / "episodes.csv"
     configuration = {**plain(config), "weights": agent.checksum()}
-    check_replaceable(target, configuration)
     for file in (target, table):
         check_writable(file)
+    check_replaceable(target, configuration)
     reference_path = path_of(config, "reference")
     reference = None if reference_path is None else load_json(reference_path)
     print(

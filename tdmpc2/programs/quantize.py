@@ -100,8 +100,8 @@ def main(config: DictConfig) -> None:
     precision = after_precision(config.precision, device)
     configuration = {**plain(config), "weights": model_checksum(model, tasks.tasks)}
     for path, tensors in ((full, quantised.tensors), (deployed, deploy_tensors)):
-        check_same_tensors(path, tensors)
         check_writable(path)
+        check_same_tensors(path, tensors)
     if config.evaluate:
         for label, computed_in in (("before", "float32"), ("after", precision)):
             check_replaceable(output / f"{label}.json", {**configuration, "precision": computed_in})

@@ -52,6 +52,8 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             try:
                 hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(jobs)()
             except Exception as error:  # of Hydra: those of jobs are kept by `jobs`
+                if isinstance(error, OSError) and isinstance(error.filename, str):  # a job's folder, made in part
+                    _remove_empty(Path(error.filename).absolute().parent)
                 told = as_user_error(error)
                 if wants_traceback or told is error:
                     raise

@@ -68,7 +68,8 @@ def resumed_start(saved: Mapping[str, Any], checkpoint: Path | None) -> dict[str
         return before  # states of earlier versions hold the path alone
     if not checkpoint.exists() and before["checkpoint path"] == str(checkpoint.resolve()):
         return before
-    return start_identity(checkpoint)
+    found = start_identity(checkpoint)
+    return before if found["checkpoint"] == before["checkpoint"] else found
 
 
 def recorded_store(store: EpisodeStore, saved: Mapping[str, Any]) -> EpisodeStore:
