@@ -89,7 +89,7 @@ def write_store(path: Path, tasks: TaskSet, episodes: int, seed: int, dtype: str
         progress.update(len(store))
         while len(store) < episodes:
             first, stop = len(store), min(len(store) + _SEGMENT, episodes)
-            with store.writer(source=name, first_episode=first) as writer:
+            with store.writer(source=name, first_episode=first, after=first) as writer:
                 for start in range(first, stop, _BLOCK):
                     block = source.block(start, min(start + _BLOCK, stop))
                     writer.write(block.obs, block.action, block.reward, block.task)

@@ -40,7 +40,12 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: 
         raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
     wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, steps.pop() + 1)
     if is_free(path):
-        return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")
+        try:
+            return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")
+        except DataError:
+            if is_free(path):
+                raise
+            # Another process has made a store there since we looked: it is one that is there, like any other.
     store = EpisodeStore.open(path)
     found = (store.tasks, store.obs_dim, store.action_dim, store.episode_steps)
     if found != wanted:
@@ -130,7 +135,7 @@ def _import(
     for first in range(start, len(file), a_segment):
         stop = min(first + a_segment, len(file))
         about = {**details, "first": first, "stop": stop}
-        with store.writer(source=str(file.path), details=about, first_episode=first) as writer:
+        with store.writer(str(file.path), about, first_episode=first, after=len(store)) as writer:
             for block in file.blocks(episodes, first, stop):
                 task = checker.episode_tasks(block.task, block.first_episode)
                 writer.write(block.obs, block.action, block.reward, task)

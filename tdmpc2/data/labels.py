@@ -27,11 +27,11 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError
 from tdmpc2.fileio import atomic_write_text, write_error
+from tdmpc2.locks import FolderLock, InUse
 
 FORMAT = "tdmpc2-teacher-rewards"
 VERSION = 1
@@ -170,7 +170,7 @@ class LabelWriter:
         self.episodes = 0
         """Episodes in the column so far, those not yet committed included."""
         self._header = LabelHeader(facts, block_episodes)
-        self._lock = FileLock(self.path / _LOCK)
+        self._lock = FolderLock(self.path, _LOCK, advice="name a folder elsewhere with teacher.labels=…")
         self._commit_seconds = commit_seconds
         self._committed_at = time.monotonic()
         self._pending: list[str] = []
@@ -185,12 +185,9 @@ class LabelWriter:
 
     def __enter__(self) -> LabelWriter:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f"{self.path}: another program is labelling into it; wait until it has ended.") from error
-        except OSError as error:
-            raise write_error(self.path / _LOCK, error) from error
+            self._lock.acquire()
+        except InUse:
+            raise DataError(f"{self.path}: another program is labelling into it; wait until it has ended.") from None
         try:
             self._open()
         except BaseException:

@@ -24,6 +24,7 @@ import mmap
 import os
 import reprlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,11 +35,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from tdmpc2.data.checks import EpisodeChecker, known_widths
 from tdmpc2.errors import DataError, printable
 from tdmpc2.fileio import atomic_write_text, write_error
+from tdmpc2.locks import FolderLock, InUse
 from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-episodes"
@@ -47,6 +48,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dt
 _HEADER = "store.json"
 _UNFINISHED = f".{_HEADER}.*.tmp"
 _LOCK = "store.lock"
+_CREATE_SECONDS = 10.0
 _COLUMNS = ("rows", "tasks", "returns")
 _TASK_DTYPE = np.dtype("<i2")
 _RETURN_DTYPE = np.dtype("<f4")
@@ -180,11 +182,15 @@ class EpisodeStore:
                 f"{path}: found obs_dim {obs_dim} and action_dim {action_dim}, expected at least {max(obs_dims)} "
                 f"and {max(action_dims)}, its widest tasks'."
             )
-        if not is_free(path):
-            raise DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
         store = cls(path, Header(names, obs_dims, action_dims, episode_steps, dtype, notes))
-        store._write_header(store.header)
-        store._sweep()
+        lock = _lock_to_create(path)
+        try:
+            if not is_free(path):  # asked under the lock: another process may have made a store there meanwhile
+                raise _not_free(path)
+            store._write_header(store.header)
+            store._sweep()
+        finally:
+            lock.release()
         return store
 
     @classmethod
@@ -407,14 +413,25 @@ class EpisodeStore:
         with self.writer(source=source, details=details) as writer:
             writer.write(obs, action, reward, task)
 
-    def writer(self, source: str = "", details: Mapping[str, Any] | None = None, first_episode: int = 0) -> StoreWriter:
+    def writer(
+        self,
+        source: str = "",
+        details: Mapping[str, Any] | None = None,
+        first_episode: int = 0,
+        after: int | None = None,
+    ) -> StoreWriter:
         """A context manager that adds one segment in blocks; nothing of it is seen until it ends well.
 
-        `first_episode` is the number that the source gives to the first one: errors name episodes by the source's.
+        Args:
+            source: where the episodes come from.
+            details: whatever else is to be noted about it.
+            first_episode: the number that the source gives to the first one: errors name episodes by the source's.
+            after: for episodes that depend on what the store holds: how many it must hold, else entering raises a
+                `DataError`, for another writer has added some meanwhile.
         """
         if self.read_only:
             raise DataError(f"{self.path}: this is the store as it was with {len(self)} episodes; open it to add more.")
-        return StoreWriter(self, source, dict(details or {}), first_episode)
+        return StoreWriter(self, source, dict(details or {}), first_episode, after)
 
     def check_space(self, episodes: int, task_shares: npt.NDArray[np.float64] | None = None) -> None:
         """Raises a `DataError` when the disk cannot hold that many more episodes.
@@ -460,8 +477,11 @@ class EpisodeStore:
 class StoreWriter:
     """Writes one segment, as a context manager (see `EpisodeStore.writer`); `episodes` counts those written."""
 
-    def __init__(self, store: EpisodeStore, source: str, details: dict[str, Any], first_episode: int = 0) -> None:
+    def __init__(
+        self, store: EpisodeStore, source: str, details: dict[str, Any], first_episode: int, after: int | None
+    ) -> None:
         self.episodes = 0
+        self._after = after
         self._first_episode = first_episode
         self._store = store
         self._source = source
@@ -470,7 +490,8 @@ class StoreWriter:
         self._rows_bytes = 0
         self._whole = True
         self._files: dict[str, BinaryIO] = {}
-        self._lock = FileLock(store.path / _LOCK)
+        self._lock = FolderLock(store.path, _LOCK)
+        self._published = False
         header = store.header
         known = known_widths(header.tasks)
         self._checker = EpisodeChecker(
@@ -485,13 +506,16 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         store = self._store
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f"{store.path}: another writer has this store open; wait until it has ended.") from error
-        except OSError as error:
-            raise write_error(store.path / _LOCK, error) from error
+            self._lock.acquire()
+        except InUse:
+            raise _in_use(store.path) from None
         try:
             store._reload()
+            if self._after is not None and len(store) != self._after:
+                raise DataError(
+                    f"{store.path}: found {len(store)} episodes, expected {self._after}: another writer has added some "
+                    "meanwhile. Run the same command again."
+                )
             for column, size in store.header.committed().items():
                 file = (store.path / f"{column}.bin").open("ab")
                 self._files[column] = file
@@ -591,6 +615,7 @@ class StoreWriter:
             details=self._details,
             created_with=package_versions(),
         )
+        self._published = True  # from here on the header may be on the disk, whatever is raised
         store._write_header(replace(store.header, segments=(*store.segments, segment)))
         store._reload()
 
@@ -601,16 +626,44 @@ class StoreWriter:
             with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
                 file.close()
             with contextlib.suppress(OSError):
-                if Path(file.name).stat().st_size > committed[column]:
+                if not self._published and Path(file.name).stat().st_size > committed[column]:
                     os.truncate(file.name, committed[column])
         self._lock.release()
 
 
 def is_free(path: Path) -> bool:
-    """Whether a store can be made there: no such folder, or one empty but for what a killed `create` left."""
+    """Whether a store can be made there: no such folder, or one empty but for a lock and what a killed `create` left.
+
+    What it says of a folder that is not locked may have changed by the time it is read.
+    """
     if not path.exists():
         return True
-    return path.is_dir() and all(file.match(_UNFINISHED) for file in path.iterdir())
+    return path.is_dir() and all(file.name == _LOCK or file.match(_UNFINISHED) for file in path.iterdir())
+
+
+def _lock_to_create(path: Path) -> FolderLock:
+    """The lock of a folder that looks free, held; waits for another process that is making a store there."""
+    lock = FolderLock(path, _LOCK)
+    deadline = time.monotonic() + _CREATE_SECONDS
+    while True:
+        if not is_free(path):
+            raise _not_free(path)
+        try:
+            lock.acquire()
+        except InUse:
+            if time.monotonic() >= deadline:
+                raise _in_use(path) from None
+            time.sleep(0.02)
+        else:
+            return lock
+
+
+def _not_free(path: Path) -> DataError:
+    return DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
+
+
+def _in_use(path: Path) -> DataError:
+    return DataError(f"{path}: another writer has this store open; wait until it has ended.")
 
 
 def _column_bytes(segment: Segment) -> dict[str, int]:

@@ -51,11 +51,11 @@ def collect(
     unknown = [t for t in tasks if t not in store.tasks]
     if unknown:
         raise UserError(f"{store.path} is a store of {', '.join(store.tasks)}; it cannot take {', '.join(unknown)}.")
-    first = len(store)
-    # Named apart from evaluation, so that no agent is evaluated on starts that it was trained on.
-    jobs = [Job(t, n, episode_seed(seed, f"collect {t}", first + n)) for n in range(episodes) for t in tasks]
     collected = Collected({t: [] for t in tasks})
-    with pool_for(len(jobs)) as pool, store.writer(source=source, details={"seed": seed}) as writer:
+    with store.writer(source=source, details={"seed": seed}) as writer, pool_for(episodes * len(tasks)) as pool:
+        first = len(store)  # now that no other writer can add to it
+        # Named apart from evaluation, so that no agent is evaluated on starts that it was trained on.
+        jobs = [Job(t, n, episode_seed(seed, f"collect {t}", first + n)) for n in range(episodes) for t in tasks]
         controller = controller_for(pool.num_envs)
         for episode in run_episodes(pool, jobs, controller, record=True, on_decisions=on_decisions):
             assert episode.trajectory is not None
