@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import time
@@ -28,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from tdmpc2.data.mapped import MappedFile
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError
 from tdmpc2.fileio import atomic_write_text, write_error
@@ -107,10 +107,11 @@ class LabelHeader:
 class LabelColumn:
     """A complete label column, mapped read-only (see `open`)."""
 
-    def __init__(self, path: Path, header: LabelHeader, values: npt.NDArray[np.float32]) -> None:
+    def __init__(self, path: Path, header: LabelHeader) -> None:
         self.path = path
         self.header = header
-        self.values = values
+        self._mapped = MappedFile(path / _VALUES, header.committed_bytes)
+        self.values: npt.NDArray[np.float32] = self._mapped.values(_DTYPE).reshape(-1, header.facts.episode_steps)
         """float32 [episodes, T]."""
 
     @classmethod
@@ -136,17 +137,14 @@ class LabelColumn:
                 f"{path}: holds no labels of {', '.join(unlabelled)}, only of {', '.join(header.facts.tasks)}; "
                 "label the store for the task set to train on (task=…), in another folder (teacher.labels=…)."
             )
-        try:
-            with (path / _VALUES).open("rb") as file:
-                mapping = mmap.mmap(file.fileno(), header.committed_bytes, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path / _VALUES}: cannot be mapped ({error}); check its permissions.") from error
-        values = np.frombuffer(mapping, dtype=_DTYPE).reshape(header.facts.episodes, header.facts.episode_steps)
-        return cls(path, header, values)
+        return cls(path, header)
 
     def at(self, episodes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32 [B] at `rows` [B] of `episodes` [B]: row t is of the transition that led to the observation t."""
-        return self.values[episodes, rows]
+        self._mapped.check()
+        values: npt.NDArray[np.float32] = self.values[episodes, rows]
+        self._mapped.check()
+        return values
 
 
 class LabelWriter:

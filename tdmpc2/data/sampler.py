@@ -160,8 +160,10 @@ class SliceSampler:
         if self._batches_to_announce > 0:
             self._batches_to_announce -= 1
             store.will_read(begin, self._run)
+        store.check_rows()
         faults = _disk_waits()
         copied = self._runs[begin]
+        store.check_rows()
         if waits := _disk_waits() - faults:
             self._batches_to_announce = max(self._batches_to_announce, min(_ANNOUNCE * waits, 256))
         for late in np.flatnonzero(first > begin):  # near the store's end a narrow slice is not at its run's start

@@ -20,7 +20,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import mmap
 import os
 import reprlib
 import shutil
@@ -37,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdmpc2.data.checks import EpisodeChecker, known_widths
+from tdmpc2.data.mapped import MappedFile
 from tdmpc2.errors import DataError, printable
 from tdmpc2.fileio import atomic_write_text, write_error
 from tdmpc2.locks import FolderLock, InUse
@@ -139,7 +139,7 @@ class EpisodeStore:
         self.header = header
         self.read_only = read_only
         """True of what `prefix` gives."""
-        self._mapping: mmap.mmap | None = None
+        self._mapped: MappedFile | None = None
 
     @classmethod
     def create(
@@ -309,37 +309,34 @@ class EpisodeStore:
         dtype = DTYPES[self.header.dtype]
         if not len(self):
             return np.empty(0, dtype)
-        path = self.path / "rows.bin"
-        try:
-            with path.open("rb") as file:
-                self._mapping = mmap.mmap(file.fileno(), self.num_bytes, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
-        if hasattr(mmap, "MADV_RANDOM"):  # else a row that is not in memory brings megabytes of others along
-            self._mapping.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(self._mapping, dtype=dtype)
+        self._mapped = MappedFile(self.path / "rows.bin", self.num_bytes)
+        self._mapped.expect_random_reads()
+        return self._mapped.values(dtype)
+
+    def check_rows(self) -> None:
+        """Raises a `DataError` when rows.bin was shortened since it was mapped: reading it would end the process."""
+        if self._mapped is not None:
+            self._mapped.check()
 
     def will_read(self, first: npt.NDArray[np.int64], count: int) -> None:
         """Tells the system to fetch `count` elements from each of `first` on, all at once, in the background.
 
         Without this, rows that are not in memory are fetched one after the other, as they are touched.
         """
-        if not hasattr(mmap, "MADV_WILLNEED") or not self.rows.size or self._mapping is None or not count:
-            return
-        itemsize = DTYPES[self.header.dtype].itemsize
-        starts = first * itemsize
-        pages = starts - starts % mmap.PAGESIZE
-        sizes = starts - pages + count * itemsize
-        advise = self._mapping.madvise
-        for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
-            advise(mmap.MADV_WILLNEED, page, size)
+        if self.rows.size and self._mapped is not None:
+            itemsize = DTYPES[self.header.dtype].itemsize
+            self._mapped.will_read(first * itemsize, count * itemsize)
 
     def episode(self, index: int) -> dict[str, Any]:
-        """Views of one episode in its task's own widths: obs [T,O], action [T,A], reward [T], and the task's name."""
+        """Views of one episode in its task's own widths: obs [T,O], action [T,A], reward [T], and the task's name.
+
+        They are views of the mapped file: `read_episodes` copies.
+        """
         if not 0 <= index < len(self):
             raise DataError(f"{self.path}: found episode {index}, expected 0 to {len(self) - 1}.")
         task = int(self.task_ids[index])
         rows = self.rows[self.offsets[index] : self.offsets[index + 1]].reshape(self.episode_steps, -1)
+        self.check_rows()
         obs_dim = self.header.obs_dims[task]
         return {
             "obs": rows[:, :obs_dim],
@@ -353,6 +350,7 @@ class EpisodeStore:
         if not 0 <= first <= stop <= len(self):
             raise DataError(f"{self.path}: found episodes {first} to {stop}, expected within 0 to {len(self)}.")
         self.will_read(self.offsets[first : first + 1], int(self.offsets[stop] - self.offsets[first]))
+        self.check_rows()
         task = self.task_ids[first:stop].astype(np.int64)
         shape = (stop - first, self.episode_steps)
         obs = np.zeros((*shape, self.obs_dim), np.float32)
@@ -365,6 +363,7 @@ class EpisodeStore:
             obs[start:end, :, :o] = rows[..., :o]
             action[start:end, :, :a] = rows[..., o:-1]
             reward[start:end] = rows[..., -1]
+        self.check_rows()
         return EpisodeBlock(obs, action, reward, task)
 
     def verify(self) -> int:
@@ -452,10 +451,17 @@ class EpisodeStore:
         native = dtype.newbyteorder("=")
         if not len(self):
             return np.empty(0, native)
+        path = self.path / f"{name}.bin"
         try:
-            return np.fromfile(self.path / f"{name}.bin", dtype=dtype, count=len(self)).astype(native)
+            values = np.fromfile(path, dtype=dtype, count=len(self))
         except OSError as error:
-            raise DataError(f"{self.path / name}.bin: cannot be read ({error.strerror}).") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        if len(values) != len(self):
+            raise DataError(
+                f"{path}: found {values.nbytes} bytes, expected {len(self) * dtype.itemsize}: it was shortened since "
+                "the store was opened. Copy the file again from where it came, or make the store anew."
+            )
+        return values.astype(native)
 
     def _write_header(self, header: Header) -> None:
         content = {"format": FORMAT, "version": VERSION, **asdict(header)}
