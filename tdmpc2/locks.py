@@ -21,6 +21,18 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _ATTEMPTS = 5
 
 
+def missing_folders(path: Path) -> list[Path]:
+    """Those that `mkdir(parents=True)` would make, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_folders(folders: list[Path]) -> None:
+    """Removes these, innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
 class InUse(Exception):
     """Another process, or another lock of this one, holds the folder."""
 
@@ -85,7 +97,7 @@ class FolderLock:
         self._let_go()
 
     def _make_folder(self) -> None:
-        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        missing = missing_folders(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._made = missing or self._made
 
@@ -102,8 +114,7 @@ class FolderLock:
         with contextlib.suppress(OSError):
             if [entry.name for entry in self.folder.iterdir()] == [self.path.name]:
                 self.path.unlink()
-            for folder in self._made:
-                folder.rmdir()  # refused by the system unless it is empty
+            remove_folders(self._made)
 
     def _let_go(self) -> None:
         self._file.release()

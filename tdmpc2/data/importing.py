@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.data.store import EpisodeStore, is_free
 from tdmpc2.errors import DataError
+from tdmpc2.locks import missing_folders, remove_folders
 from tdmpc2.tasks import TaskSet
 
 _BLOCK_BYTES = 64 << 20
@@ -56,6 +58,23 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: 
     if dtype is not None and dtype != store.header.dtype:
         raise DataError(f"{path}: found a store of {store.header.dtype}, not {dtype}; choose another folder.")
     return store
+
+
+@contextlib.contextmanager
+def store_to_fill(
+    path: str | Path, task_set: TaskSet, notes: str = "", dtype: str | None = None
+) -> Iterator[EpisodeStore]:
+    """`open_or_create` for a block that adds episodes; a store made for it goes again if the block fails before any."""
+    path = Path(path)
+    missing, made = missing_folders(path), is_free(path)
+    store = open_or_create(path, task_set, notes, dtype)
+    try:
+        yield store
+    except BaseException:
+        if made:
+            store.remove_if_empty()
+            remove_folders(missing)
+        raise
 
 
 def import_files(

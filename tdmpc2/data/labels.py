@@ -30,7 +30,7 @@ import numpy.typing as npt
 from tdmpc2.data.mapped import MappedFile
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError
-from tdmpc2.fileio import atomic_write_text, write_error
+from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
 from tdmpc2.locks import FolderLock, InUse
 
 FORMAT = "tdmpc2-teacher-rewards"
@@ -201,7 +201,7 @@ class LabelWriter:
         free = shutil.disk_usage(self.path).free
         if missing > free:
             raise DataError(
-                f"{self.path}: found {free / 1e9:.2f} GB free, expected at least {missing / 1e9:.2f} GB for the "
+                f"{self.path}: found {human_bytes(free)} free, expected at least {human_bytes(missing)} for the "
                 "labels that are missing; free some space or name another folder with teacher.labels=…."
             )
         if not (self.path / _HEADER).exists():

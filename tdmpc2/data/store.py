@@ -37,8 +37,8 @@ import numpy.typing as npt
 
 from tdmpc2.data.checks import EpisodeChecker, known_widths
 from tdmpc2.data.mapped import MappedFile
-from tdmpc2.errors import DataError, printable
-from tdmpc2.fileio import atomic_write_text, write_error
+from tdmpc2.errors import DataError, UserError, printable
+from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
 from tdmpc2.locks import FolderLock, InUse
 from tdmpc2.versions import package_versions
 
@@ -192,6 +192,22 @@ class EpisodeStore:
         finally:
             lock.release()
         return store
+
+    def remove_if_empty(self) -> None:
+        """Takes a store without episodes away again; one that holds some, or that a writer has open, stays."""
+        lock = FolderLock(self.path, _LOCK)
+        try:
+            lock.acquire()
+        except (InUse, UserError):
+            return
+        try:
+            if not _read_header(self.path / _HEADER).segments:
+                for name in (*(f"{column}.bin" for column in _COLUMNS), _HEADER):
+                    (self.path / name).unlink(missing_ok=True)
+        except (OSError, DataError):
+            return  # it cannot be changed, or is none any more
+        finally:
+            lock.release()
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
@@ -443,7 +459,7 @@ class EpisodeStore:
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise DataError(
-                f"{self.path}: found {free / 1e9:.1f} GB free, expected at least {needed / 1e9:.1f} GB for "
+                f"{self.path}: found {human_bytes(free)} free, expected at least {human_bytes(needed)} for "
                 f"{episodes:,} episodes; free some space or choose another disk."
             )
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import Agent
 from tdmpc2.envs import EnvPool, episode_seed
-from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
+from tdmpc2.ranges import MOST_ENVS, MOST_EPISODES, MOST_SEED, MOST_WORKERS, check_whole
 from tdmpc2.reporting.progress import Progress
-from tdmpc2.rollout import AgentController, Job, run_episodes
+from tdmpc2.rollout import AgentController, Job, check_jobs, run_episodes
 from tdmpc2.tasks import TaskSet
 
 # Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
@@ -33,7 +33,7 @@ class EvaluationSettings:
     """What to evaluate.
 
     Attributes:
-        episodes: of each task.
+        episodes: of each task, 10**6 at most.
         tasks: names; None for all of the agent's.
         seed: with the task and the episode's number it decides an episode.
         mpc: plan; False takes the policy prior alone.
@@ -53,8 +53,9 @@ class EvaluationSettings:
     video_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise UserError(f"eval_episodes must be at least 1, not {self.episodes}.")
+        check_whole("eval_episodes", self.episodes, 1, MOST_EPISODES)
+        check_whole("seed", self.seed, 0, MOST_SEED)
+        check_pool_size(self.num_envs, self.num_workers)
 
     def tasks_of(self, task_set: TaskSet) -> tuple[str, ...]:
         """The tasks to evaluate, checked (see `TaskSet.chosen`)."""
@@ -65,6 +66,14 @@ class EvaluationSettings:
         return self.episodes * sum(task_set.episode_steps[task_set.index(t)] for t in self.tasks_of(task_set))
 
 
+def check_pool_size(num_envs: int | None, num_workers: int | None) -> None:
+    """Raises a UserError unless both are None, or numbers that a pool can have."""
+    if num_envs is not None:
+        check_whole("num_envs", num_envs, 1, MOST_ENVS)
+    if num_workers is not None:
+        check_whole("num_workers", num_workers, 0, MOST_WORKERS)
+
+
 def default_workers() -> int:
     """One simulator process for each usable core."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,8 +81,7 @@ def default_workers() -> int:
 
 def envs_at_a_time(jobs: int, wanted: int | None, device: torch.device) -> int:
     """How many environments to run at a time for a number of episodes; None chooses by device."""
-    if wanted is not None and wanted < 1:
-        raise UserError(f"num_envs must be at least 1, not {wanted}.")
+    check_pool_size(wanted, None)
     return min(jobs, wanted or _MOST_ENVS[device.type])
 
 
@@ -95,6 +103,7 @@ def evaluate(
         on_decisions: told how many decisions were just taken, for a progress display.
     """
     tasks = settings.tasks_of(agent.task_set)
+    check_jobs(settings.episodes, len(tasks), "choose fewer eval_episodes")
     jobs = [
         Job(task, number, episode_seed(settings.seed, task, number))
         for number in range(settings.episodes)

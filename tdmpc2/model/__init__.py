@@ -1,7 +1,7 @@
 """The world model and its discrete regression. Knows nothing of files, planning or training."""
 
 from tdmpc2.model.discrete import symexp, symlog, two_hot, two_hot_cross_entropy, two_hot_inverse
-from tdmpc2.model.sizes import MODEL_SIZES, ModelDims, model_dims, published_size
+from tdmpc2.model.sizes import MODEL_SIZES, ModelDims, model_bytes, model_dims, published_size, update_bytes
 from tdmpc2.model.world_model import ACTING_PARTS, ALL_PARTS, Part, PolicySample, WorldModel
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Part",
     "PolicySample",
     "WorldModel",
+    "model_bytes",
     "model_dims",
     "published_size",
     "symexp",
@@ -19,4 +20,5 @@ __all__ = [
     "two_hot",
     "two_hot_cross_entropy",
     "two_hot_inverse",
+    "update_bytes",
 ]

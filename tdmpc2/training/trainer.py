@@ -35,6 +35,7 @@ from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, WorldModel, published_size
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_ROUNDS, MOST_SEED, MOST_SLICES, MOST_STEPS, check_whole
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
 from tdmpc2.training.execution import Execution
@@ -90,13 +91,14 @@ class TrainSettings:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "horizon", "log_freq", "state_freq"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.save_freq is not None and self.save_freq < 1:
-            raise UserError(f"save_freq must be at least 1, not {self.save_freq}.")
-        if self.eval_freq < 0:
-            raise UserError(f"eval_freq must be 0 (never) or more, not {self.eval_freq}.")
+        check_whole("batch_size", self.batch_size, 1, MOST_SLICES)
+        check_whole("horizon", self.horizon, 1, MOST_ROUNDS)
+        for name in ("steps", "log_freq", "state_freq"):
+            check_whole(name, getattr(self, name), 1, MOST_STEPS)
+        if self.save_freq is not None:
+            check_whole("save_freq", self.save_freq, 1, MOST_STEPS)
+        check_whole("eval_freq", self.eval_freq, 0, MOST_STEPS)
+        check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED if self.eval_freq else MOST_SEED)
 
     def identity(self) -> dict[str, Any]:
         """The keys that the updates depend on, and so may not change when a run resumes; `steps` may."""
