@@ -18,6 +18,7 @@ from tdmpc2.data.labels import LabelHeader, LabelWriter, verify_labels
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import label_facts, label_store
 from tdmpc2.errors import UserError
+from tdmpc2.fileio import human_bytes
 from tdmpc2.ranges import MOST_SEED, MOST_SLICES, check_whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.settings.convert import chosen_task_set, live_teacher
@@ -42,7 +43,7 @@ def label_folder(config: DictConfig) -> Path:
 def told(path: Path, header: LabelHeader) -> str:
     facts = header.facts
     return (
-        f"{path}: {header.done:,} of {facts.episodes:,} episodes, {header.committed_bytes / 1e6:,.1f} MB, "
+        f"{path}: {header.done:,} of {facts.episodes:,} episodes, {human_bytes(header.committed_bytes)}, "
         f"by {facts.teacher} in {facts.precision}, checksum {header.checksum}"
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -163,23 +166,51 @@ def evaluate_to_files(
     return result
 
 
+def _runs(process: int) -> bool:
+    """Whether there is such a process; where the system cannot tell, there is."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 class _Films:
     """One MP4 per filmed job, written frame by frame under a temporary name and renamed when the episode ends.
 
     `decision_seconds` tells how long a decision of a task lasts: one frame each, so that a film plays in real time.
+    Unfinished films that a killed process of this machine left in the folder go first: their names hold its id.
     """
+
+    _PARTIAL = ".partial.mp4"
 
     def __init__(self, folder: Path | None, decision_seconds: Callable[[str], float]) -> None:
         self._folder = folder
         self._decision_seconds = decision_seconds
         self._open: dict[Job, tuple[Any, Path, Path]] = {}
+        self._machine = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "here"
+        if folder is not None:
+            self._sweep(folder)
+
+    def _sweep(self, folder: Path) -> None:
+        for leftover in folder.glob(f".*{self._PARTIAL}"):
+            _, named, maker = leftover.name.removesuffix(self._PARTIAL)[1:].partition(".")
+            machine, _, process = maker.partition("-")
+            of_the_dead = machine == self._machine and process.isdecimal() and not _runs(int(process))
+            if of_the_dead or not named:  # earlier versions named no process
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
     def add(self, job: Job, frame: NDArray[np.uint8]) -> None:
         assert self._folder is not None
         if job not in self._open:
             self._folder.mkdir(parents=True, exist_ok=True)
             final = self._folder / f"{job.task}.mp4"
-            partial = self._folder / f".{job.task}.partial.mp4"
+            partial = self._folder / f".{job.task}.{self._machine}-{os.getpid()}{self._PARTIAL}"
             writer = imageio.get_writer(
                 partial, fps=1 / self._decision_seconds(job.task), codec="libx264", macro_block_size=16
             )

@@ -57,18 +57,18 @@ class PlannerSettings:
         for name in ("min_std", "max_std", "temperature"):
             check_range(f"planner.{name}", getattr(self, name), 0, MOST_SCALE, above=True)
 
-    def check_memory(self, action_dim: int, hidden: int, num_envs: int = 1) -> None:
-        """Raises a `UserError` when the machine's memory cannot hold a plan of so many environments at once.
+    def check_memory(self, action_dim: int, hidden: int) -> None:
+        """Raises a `UserError` when the machine's memory cannot hold the plan of one environment.
 
         Args:
             action_dim: A.
-            hidden: values that the widest layer of the value ensemble holds for one trajectory, E times its width.
-            num_envs: environments planned together.
+            hidden: numbers, of two bytes at the least, that a layer of the value ensemble holds for one trajectory.
         """
-        drawn = self.iterations * (self.horizon + 1) * self.num_samples * action_dim
-        held = self.horizon * self.num_samples * action_dim
+        gaussian = self.num_samples - self.num_pi_trajs
+        drawn = self.iterations * (self.horizon * gaussian + self.num_samples) + self.horizon * self.num_pi_trajs
+        held = self.horizon * self.num_samples
         check_memory(
             f"a plan of num_samples={self.num_samples}, horizon={self.horizon} and iterations={self.iterations}",
-            4 * num_envs * (drawn + held + self.num_samples * hidden),
+            4 * (drawn + held) * action_dim + 2 * self.num_samples * hidden,
             "choose fewer of them",
         )
