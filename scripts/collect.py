@@ -41,7 +41,8 @@ def main(config: DictConfig) -> None:
     if with_agent and config.checkpoint is None:
         raise UserError(f"behaviour={config.behaviour} needs checkpoint=…")
     device = resolve_device(config.device)
-    agent = load_agent(config.checkpoint, tasks, device, planner_settings(config)) if with_agent else None
+    planner = planner_settings(config)
+    agent = load_agent(config.checkpoint, tasks, device, planner) if with_agent else None
     tasks = agent.task_set if agent is not None else tasks
     if tasks is None:
         raise UserError("task=own needs a checkpoint that names its tasks; give task=mt30 or another task set.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 
 from tdmpc2.errors import UserError
-from tdmpc2.ranges import MOST_ROUNDS, MOST_WIDTH, check_range, check_share, check_whole
+from tdmpc2.ranges import MOST_ROUNDS, MOST_WIDTH, check_range, check_share
 
 _MOST_EXPONENT = 80.0
 
@@ -52,12 +52,13 @@ class ModelDims:
     log_std_max: float = 2.0
 
     def __post_init__(self) -> None:
+        # Whole or not, widths are told by building the model: what a file holds is compared there.
         for name in ("obs_dim", "action_dim", "enc_dim", "mlp_dim", "latent_dim", "simnorm_dim"):
-            check_whole(f"model dimension {name}", getattr(self, name), 1, MOST_WIDTH)
-        check_whole("num_q", self.num_q, 2, MOST_ROUNDS)  # targets use two random heads
-        check_whole("num_enc_layers", self.num_enc_layers, 2, MOST_ROUNDS)
-        check_whole("num_tasks", self.num_tasks, 0, MOST_WIDTH)
-        check_whole("task_dim", self.task_dim, 0, MOST_WIDTH)
+            check_range(f"model dimension {name}", getattr(self, name), 1, MOST_WIDTH)
+        check_range("num_q", self.num_q, 2, MOST_ROUNDS)  # targets use two random heads
+        check_range("num_enc_layers", self.num_enc_layers, 2, MOST_ROUNDS)
+        check_range("num_tasks", self.num_tasks, 0, MOST_WIDTH)
+        check_range("task_dim", self.task_dim, 0, MOST_WIDTH)
         if self.latent_dim % self.simnorm_dim:
             raise UserError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}.")
         check_share("dropout", self.dropout, zero=True)
@@ -69,7 +70,7 @@ class ModelDims:
             check_range(name, getattr(self, name), -_MOST_EXPONENT, _MOST_EXPONENT)
         if self.num_bins < 2 or self.vmin >= self.vmax:
             raise UserError(f"num_bins {self.num_bins} over [{self.vmin}, {self.vmax}] is not a valid grid.")
-        check_whole("num_bins", self.num_bins, 2, MOST_WIDTH)
+        check_range("num_bins", self.num_bins, 2, MOST_WIDTH)
         if self.log_std_min >= self.log_std_max:
             raise UserError(f"log_std_min must lie below log_std_max={self.log_std_max}, not be {self.log_std_min}.")
 

@@ -102,12 +102,17 @@ class Planner:
         self.model = model
         self.settings = settings
         self.discounts = discounts
-        if discounts.device.type == "cpu":
-            settings.check_memory(model.dims.action_dim, model.dims.num_q * model.dims.mlp_dim)
+        self.check_memory()
         self.execution = (execution or PlanExecution()).possible(discounts.device)
         self._weights: list[tuple[int, int]] = []
         self._fused: FusedModel | None = None
         self._graphs: dict[tuple[int, bool], CapturedFunction] = {}
+
+    def check_memory(self, num_envs: int = 1) -> None:
+        """Raises a `UserError` when this machine's memory cannot hold plans for so many; says nothing of a GPU's."""
+        if self.discounts.device.type == "cpu":
+            dims = self.model.dims
+            self.settings.check_memory(dims.action_dim, dims.num_q * dims.mlp_dim, num_envs)
 
     def fused(self) -> FusedModel:
         """The model laid out for planning, made anew if a weight was changed or replaced since."""

@@ -57,18 +57,20 @@ class PlannerSettings:
         for name in ("min_std", "max_std", "temperature"):
             check_range(f"planner.{name}", getattr(self, name), 0, MOST_SCALE, above=True)
 
-    def check_memory(self, action_dim: int, hidden: int) -> None:
-        """Raises a `UserError` when the machine's memory cannot hold the plan of one environment.
+    def check_memory(self, action_dim: int, hidden: int, num_envs: int = 1) -> None:
+        """Raises a `UserError` when the machine's memory cannot hold the plans of so many environments.
 
         Args:
             action_dim: A.
             hidden: numbers, of two bytes at the least, that a layer of the value ensemble holds for one trajectory.
+            num_envs: environments whose noise is drawn before the first of them is planned.
         """
         gaussian = self.num_samples - self.num_pi_trajs
         drawn = self.iterations * (self.horizon * gaussian + self.num_samples) + self.horizon * self.num_pi_trajs
         held = self.horizon * self.num_samples
+        keys = f"num_samples={self.num_samples}, horizon={self.horizon} and iterations={self.iterations}"
         check_memory(
-            f"a plan of num_samples={self.num_samples}, horizon={self.horizon} and iterations={self.iterations}",
-            4 * (drawn + held) * action_dim + 2 * self.num_samples * hidden,
+            f"a plan of {keys}" if num_envs == 1 else f"plans of {keys} for num_envs={num_envs}",
+            4 * (num_envs * drawn + held) * action_dim + 2 * self.num_samples * hidden,
             "choose fewer of them",
         )

@@ -41,6 +41,8 @@ class AgentController:
     """
 
     def __init__(self, agent: Agent, slots: int, *, mpc: bool = True, greedy: bool = False, noise: float = 0.0) -> None:
+        if mpc and torch.get_num_threads() > 1:  # threads that share out plans are given all noise at once
+            agent.planner.check_memory(slots)
         self._agent = agent
         self._mpc = mpc
         self._greedy = greedy
