@@ -81,7 +81,8 @@ class Agent:
             Actions [N, A] in [-1, 1] on the agent's device, 0 where the task has no such action.
 
         Raises:
-            UserError: for a wrong shape, an unknown task id, or an N that changed within episodes.
+            UserError: for a wrong shape, an unknown task id, an observation that is not finite, or an N that changed
+                within episodes.
         """
         obs_t, task_t = self._inputs(obs, task)
         count = obs_t.shape[0]
@@ -143,7 +144,11 @@ class Agent:
             warm_start: [N, H, A] from the last decision, zeros for a new episode.
             generator: one for all, or one for each environment, whose noise then ignores its neighbours.
             greedy: leave the exploration noise out.
+
+        Raises:
+            UserError: for an observation that holds nan or an infinity; names it and its task.
         """
+        self._check_finite(obs, task)
         count = obs.shape[0]
         chunk = self._environments_at_a_time()
         parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
@@ -170,13 +175,25 @@ class Agent:
     def decide_by_prior(
         self, obs: Tensor, task: Tensor | None, generator: Generators, *, greedy: bool = False
     ) -> Tensor:
-        """Actions [N, A] of the policy prior alone, no planning; greedy takes its mean."""
+        """Actions [N, A] of the policy prior alone, no planning; greedy takes its mean; raises as `decide`."""
+        self._check_finite(obs, task)
         shape = (obs.shape[0], self.task_set.action_dim)
         if generator is None or isinstance(generator, torch.Generator):
             noise = torch.randn(shape, generator=generator, device=self.device)
         else:
             noise = torch.stack([torch.randn(shape[1], generator=g, device=self.device) for g in generator])
         return self.planner.prior_action(obs, task, torch.zeros_like(noise) if greedy else noise)
+
+    def _check_finite(self, obs: Tensor, task: Tensor | None) -> None:
+        finite = obs.isfinite()
+        if bool(finite.all()):
+            return
+        index, column = (int(i) for i in (~finite).nonzero()[0])
+        name = self.task_set.tasks[0 if task is None else int(task[index])]
+        raise UserError(
+            f"observation {index} ({name}) holds {float(obs[index, column])} in column {column}, expected finite "
+            "numbers: check what made it."
+        )
 
     def _inputs(
         self, obs: Tensor | np.ndarray, task: Tensor | np.ndarray | Sequence[int] | None

@@ -22,6 +22,17 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
     return UserError(f"cannot write {os.fspath(path)}: {system_reason(error)}.")
 
 
+def human_bytes(count: float) -> str:
+    """A number of bytes in the unit that says something: 512 B, 3.4 kB, 1.2 GB."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its place when the block ends without an error.

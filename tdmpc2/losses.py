@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tdmpc2.errors import UserError
 from tdmpc2.model import ModelDims, WorldModel, two_hot_cross_entropy
+from tdmpc2.ranges import MOST_SCALE, check_range, check_share
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Coefficients, under the names of the released configuration."""
+    """Coefficients, under the names of the released configuration: 0 to 10**6, and rho in (0, 1]."""
 
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
@@ -32,10 +32,8 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         for name in ("consistency_coef", "reward_coef", "value_coef", "d_coef", "entropy_coef"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
-        if not 0 < self.rho <= 1:
-            raise UserError(f"rho must lie in (0, 1], not {self.rho}.")
+            check_range(name, getattr(self, name), 0, MOST_SCALE)
+        check_share("rho", self.rho, zero=False)
 
 
 @dataclass(frozen=True)

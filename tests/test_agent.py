@@ -28,6 +28,7 @@ from tdmpc2.agent import Agent, load_agent, resolve_device
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.errors import UserError
 from tdmpc2.planner import PlanExecution, PlannerSettings
+from tdmpc2.rollout import AgentController, Job
 from tdmpc2.tasks import task_set
 
 QUICK = PlannerSettings(iterations=2, num_samples=32, num_elites=8, num_pi_trajs=4)
@@ -301,3 +302,25 @@ def test_acting_on_cuda(tmp_path: Path, precision: str) -> None:
         assert action.device.type == "cuda"
         assert action.isfinite().all()
         assert not action[2, 1:].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_observations_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+    agent = small_agent()
+    name = agent.task_set.tasks[1]
+    obs = torch.zeros(3, agent.task_set.obs_dim)
+    obs[2, 1] = bad
+    message = rf"observation 2 \({name}\) holds {bad} in column 1, expected finite"
+    with pytest.raises(UserError, match=message):
+        agent.act(obs, [0, 1, 1])
+    with pytest.raises(UserError, match=message):
+        agent.decide_by_prior(obs, torch.tensor([0, 1, 1]), None)
+    with pytest.raises(UserError, match=message):
+        agent.act(obs.double().numpy(), [0, 1, 1])
+    with pytest.raises(UserError, match=rf"observation 0 \({agent.task_set.tasks[0]}\) holds inf"):
+        agent.act(np.full((1, agent.task_set.obs_dim), 1e39), [0])  # beyond float32
+    controller = AgentController(agent, 3)
+    for slot, position in enumerate((0, 1, 1)):
+        controller.start(slot, Job(agent.task_set.tasks[position], 0, 1))
+    with pytest.raises(UserError, match=message):
+        controller.actions([0, 1, 2], obs.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -274,3 +275,25 @@ def test_a_store_that_grew_gives_the_batches_of_before(tmp_path: Path) -> None:
     sampler = SliceSampler(past, FOUR, 32, 3, seed=1)
     assert sampler.num_episodes == 8
     assert all(same(sampler.batch(step), batch) for step, batch in enumerate(expected))
+
+
+def test_a_store_that_is_shortened_between_batches_is_an_error(tmp_path: Path) -> None:
+    """Not SIGBUS, which would end the process without a word."""
+    make_store(tmp_path / "s", MT30, list(range(30)) * 8)
+    store = EpisodeStore.open(tmp_path / "s")
+    sampler = SliceSampler(store, MT30, 64, 3, seed=1)
+    whole, later = sampler.batch(0), EpisodeStore.open(tmp_path / "s")
+    assert same(sampler.batch(0), whole)
+    for size in (store.num_bytes - 1, 4096, 0):
+        os.truncate(tmp_path / "s" / "rows.bin", size)
+        message = rf"rows\.bin: found {size:,} bytes, expected {store.num_bytes:,}: it was shortened while in use"
+        for read in (lambda: sampler.batch(1), lambda: store.read_episodes(200, 240), lambda: store.episode(239)):
+            with pytest.raises(DataError, match=message):
+                read()
+        with Prefetcher(sampler, "cpu") as batches, pytest.raises(DataError, match=message):
+            next(batches)
+    os.truncate(tmp_path / "s" / "tasks.bin", 7)
+    with pytest.raises(DataError, match=r"tasks\.bin: found 6 bytes, expected 480: it was shortened since"):
+        later.task_ids  # noqa: B018
+    with pytest.raises(DataError, match=r"rows\.bin: (found 0 bytes|cannot be mapped)"):
+        later.rows  # noqa: B018

@@ -446,3 +446,43 @@ def test_a_prefix_is_the_store_as_it_was(tmp_path: Path) -> None:
     assert store.prefix(4, before[5]) is None, "not where a segment ends"
     assert store.prefix(5, before[3]) is None, "another store's"
     assert store.prefix(10_000, before[5]) is None
+
+
+# -- others at the same moment -------------------------------------------------------------------------------
+
+
+def test_a_writer_that_depends_on_the_content_is_told_of_others(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21)
+    other = EpisodeStore.open(tmp_path / "s")
+    other.append(**episodes())
+    with pytest.raises(DataError, match="found 5 episodes, expected 0: another writer"), store.writer(after=0):
+        pass
+    with store.writer(after=5) as writer:
+        writer.write(**episodes())
+    assert len(EpisodeStore.open(tmp_path / "s")) == 10
+
+
+def test_an_interruption_right_after_the_commit_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come at any moment: what the header on the disk names is never cut off."""
+    store = make_store(tmp_path / "s", TASKS, IDS)
+
+    def interrupted(self: EpisodeStore) -> None:
+        raise KeyboardInterrupt
+
+    writer = store.writer()
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.write(**episodes())
+        monkeypatch.setattr(EpisodeStore, "_reload", interrupted)
+    monkeypatch.undo()
+    reopened = EpisodeStore.open(tmp_path / "s")
+    assert len(reopened) == 10 and reopened.verify()
+    reopened.append(**episodes())
+    assert len(reopened) == 15
+
+
+def test_a_folder_with_a_lock_alone_is_free(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "store.lock").write_text("")
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21)
+    store.append(**episodes())
+    assert_holds(EpisodeStore.open(tmp_path / "s"), episodes())

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tdmpc2.envs import EnvPool, EnvPoolError, make_env
+from tdmpc2.envs.gym_env import DMControlEnv
 from tdmpc2.envs.rendering import choose_backend
 from tdmpc2.errors import RenderError, UserError
 from tdmpc2.tasks import TaskSet, task_set
@@ -181,6 +183,41 @@ def test_an_environment_that_raises(num_workers: int) -> None:
     assert "Traceback" in caught.value.__notes__[0]
     with pytest.raises(EnvPoolError, match="closed"):
         pool.step_wait()
+
+
+@pytest.mark.parametrize(
+    ("obs", "reward", "message"),
+    [
+        (np.nan, 0.0, "an observation with nan in column 2"),
+        (np.inf, 0.0, "an observation with inf in column 2"),
+        (0.0, np.nan, "the reward nan"),
+        (0.0, -np.inf, "the reward -inf"),
+    ],
+)
+def test_an_environment_that_returns_what_is_not_finite(
+    obs: float, reward: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, reset = DMControlEnv.step, DMControlEnv.reset
+
+    def faulty_step(self: DMControlEnv, action: Any) -> Any:
+        values, _, *rest = step(self, action)
+        values[2] = obs
+        return values, reward, *rest
+
+    def faulty_reset(self: DMControlEnv, **keys: Any) -> Any:
+        values, info = reset(self, **keys)
+        values[2] = obs
+        return values, info
+
+    pool = EnvPool(SET, num_envs=2, num_workers=0)
+    pool.reset([0, 1], ["pendulum-spin", "cup-spin"], [0, 1])
+    monkeypatch.setattr(DMControlEnv, "step", faulty_step)
+    with pytest.raises(EnvPoolError, match=rf"slot 1 \(cup-spin\): the environment returned {message}\."):
+        pool.step(np.zeros((1, SET.action_dim), np.float32), [1])
+    if not np.isfinite(obs):
+        monkeypatch.setattr(DMControlEnv, "reset", faulty_reset)
+        with pytest.raises(EnvPoolError, match=r"slot 0 \(cup-spin\): the environment returned an observation"):
+            EnvPool(SET, num_envs=2, num_workers=0).reset([0], ["cup-spin"], [0])
 
 
 def test_a_worker_that_dies() -> None:

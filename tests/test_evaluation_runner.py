@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import imageio
 import numpy as np
 import pytest
 import torch
-from run_fixtures import DUO, TASKS, files_in, tiny_model
+from run_fixtures import DUO, ROOT, TASKS, files_in, tiny_model
 
 from tdmpc2.agent import Agent
 from tdmpc2.envs import episode_seed
@@ -98,6 +101,48 @@ def test_a_video_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert film.read_bytes()[4:8] == b"ftyp"
     with imageio.get_reader(film) as reader:
         assert reader.get_meta_data()["fps"] == 50
+
+
+def test_films_of_killed_processes_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        pytest.skip("imageio-ffmpeg is not installed")
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from tdmpc2.evaluation.runner import _Films
+from tdmpc2.rollout import Job
+films = _Films(Path(sys.argv[1]), lambda task: 0.04)
+films.add(Job("cup-spin", 0, 1), np.zeros((64, 64, 3), np.uint8))
+print("filming", flush=True)
+sys.stdin.read()
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, tmp_path],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == b"filming\n"
+    killed, alive = processes
+    killed.kill()
+    killed.communicate()
+    (tmp_path / ".cup-spin.partial.mp4").write_bytes(b"")  # as earlier versions named them
+    (tmp_path / ".cup-spin.elsewhere-1.partial.mp4").write_bytes(b"")
+    assert len(files_in(tmp_path)) == 4
+    try:
+        _Films(tmp_path, lambda task: 0.04)
+        assert [name for name in files_in(tmp_path) if f"-{killed.pid}." in name] == []
+        assert [name for name in files_in(tmp_path) if f"-{alive.pid}." in name] != []
+        assert ".cup-spin.elsewhere-1.partial.mp4" in files_in(tmp_path)
+        assert ".cup-spin.partial.mp4" not in files_in(tmp_path)
+    finally:
+        alive.kill()
+        alive.communicate()
 
 
 @pytest.mark.slow

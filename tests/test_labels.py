@@ -298,7 +298,7 @@ def test_free_disk_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store, teacher = small_store(tmp_path / "store"), teacher_for()
     usage = shutil.disk_usage(tmp_path)._replace(free=200)
     monkeypatch.setattr(labels_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DataError, match=r"0\.00 GB free, expected at least"):
+    with pytest.raises(DataError, match="found 200 B free, expected at least 240 B for the labels"):
         labelled(tmp_path / "c", store, teacher)
     assert files_in(tmp_path / "c") in ([], ["labels.lock"])
 
@@ -461,3 +461,14 @@ def test_labels_of_a_store_that_grew_since(tmp_path: Path) -> None:
     sampler = SliceSampler(past, DUO, 8, 3, seed=1, labels=LabelColumn.open(path, past, DUO.tasks))
     assert torch.isfinite(sampler.batch(0).teacher_reward).all()
     assert labelled(tmp_path / "anew", past, teacher).exists() and values(tmp_path / "anew") == values(path)
+
+
+def test_labels_that_are_shortened_between_batches_are_an_error(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "s", 1000)
+    path = labelled(tmp_path / "c", store, teacher_for(), batch_size=1000)
+    column = LabelColumn.open(path, store, DUO.tasks)
+    sampler = SliceSampler(store, DUO, 32, 3, seed=1, labels=column)
+    assert torch.isfinite(sampler.batch(0).teacher_reward).all()
+    os.truncate(path / "labels.f32", 4096)
+    with pytest.raises(DataError, match=r"labels\.f32: found 4,096 bytes, expected 24,000: it was shortened"):
+        sampler.batch(1)

@@ -298,3 +298,44 @@ def test_settings_check_themselves(changes: dict[str, float], message: str) -> N
     with pytest.raises(UserError) as caught:
         PlannerSettings(**changes)  # type: ignore[arg-type]
     assert message in str(caught.value)
+
+
+# -- numbers that overflow -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e10, 1e20, 1e38])
+@pytest.mark.parametrize("temperature", [0.5, 1e6])
+def test_actions_are_finite_for_finite_weights_and_observations(scale: float, temperature: float) -> None:
+    """Weights and observations so large that the model's own numbers are infinite, or none at all."""
+    settings = replace(SMALL_PLAN, temperature=temperature)
+    for model, task in ((small_model(), torch.tensor([0, 1, 2, 0])), (single_task_model(), None)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(scale).clamp_(-3e38, 3e38)
+        gamma = gammas() if task is not None else torch.tensor([0.99])
+        planner = Planner(model, settings, gamma)
+        obs = torch.randn(4, model.dims.obs_dim, generator=torch.Generator().manual_seed(0))
+        for observation in (obs, (obs * scale).clamp(-3e38, 3e38)):
+            for greedy in (False, True):
+                noise = planner.draw_noise(4, torch.Generator().manual_seed(1))
+                warm = torch.zeros(4, settings.horizon, model.dims.action_dim)
+                plan = planner.plan(observation, task, warm, noise, greedy=greedy, trace=True)
+                assert plan.candidates is not None and plan.values is not None
+                for values in (plan.action, plan.mean, plan.candidates, plan.values):
+                    assert torch.isfinite(values).all()
+                assert plan.action.abs().max() <= 1
+            assert torch.isfinite(planner.prior_action(observation, task, noise.action)).all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_values_that_are_infinite_or_none_leave_a_finite_plan(value: float) -> None:
+    """A bias that is infinite: every reward is inf or nan, and so is every value."""
+    model = small_model()
+    with torch.no_grad():
+        last = model.reward_head.layers[-1]
+        last.bias.fill_(value)
+    planner = Planner(model, replace(SMALL_PLAN, temperature=1e6), gammas())
+    obs, task = torch.randn(2, model.dims.obs_dim), torch.tensor([0, 1])
+    noise = planner.draw_noise(2, torch.Generator().manual_seed(1))
+    plan = planner.plan(obs, task, torch.zeros(2, SMALL_PLAN.horizon, model.dims.action_dim), noise)
+    assert torch.isfinite(plan.action).all() and torch.isfinite(plan.mean).all()

@@ -29,8 +29,8 @@ from tdmpc2.checkpointing.torchfile import read_torch_file
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.locks import NO_LOCKS
 from tdmpc2.reporting.sinks import read_metrics
-from tdmpc2.training import run_lock as run_lock_module
 from tdmpc2.training.finite import FiniteWatch
 from tdmpc2.training.run_lock import LOCK_NAME, run_lock
 from tdmpc2.training.state import StateFolder, TrainingState
@@ -457,7 +457,7 @@ def test_folders_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.Monke
 
         return flock
 
-    for number in run_lock_module._NO_LOCKS:
+    for number in NO_LOCKS:
         monkeypatch.setattr(fcntl, "flock", refused(number))
         with pytest.raises(UserError, match=r"cannot lock .*its file system has no file locks; .*hydra\.run\.dir"):
             tiny_run(tmp_path / "run", "steps=2")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from run_fixtures import DUO, TASKS, store_path, tiny_model
+from run_fixtures import DUO, ROOT, TASKS, store_path, tiny_model
 
 from tdmpc2.agent import Agent
-from tdmpc2.data.importing import open_or_create
+from tdmpc2.data.importing import open_or_create, store_to_fill
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.envs import EnvPool, episode_seed, make_env
 from tdmpc2.envs.pool import Steps
@@ -222,3 +225,80 @@ def test_a_second_collection_differs_and_refuses_foreign_tasks(tmp_path: Path) -
     with pytest.raises(UserError, match="episodes must be at least 1"):
         more(["pendulum-spin"], 0)
     assert len(store) == 2
+
+
+def test_a_full_disk_while_collecting_keeps_what_was_committed(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from tdmpc2.data.importing import open_or_create
+from tdmpc2.envs import EnvPool
+from tdmpc2.errors import UserError
+from tdmpc2.rollout import RandomController
+from tdmpc2.rollout.collecting import collect
+from tdmpc2.tasks import task_set
+tasks = task_set("pendulum-spin")
+store = open_or_create(Path(sys.argv[1]), tasks)
+
+def go(episodes):
+    collect(
+        store, tasks.tasks, episodes, lambda n: RandomController(tasks, n, oscillate=True),
+        lambda jobs: EnvPool(tasks, num_envs=2, num_workers=0), seed=1, source="test",
+    )
+
+go(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 * store.num_bytes + 100, resource.RLIM_INFINITY))
+try:
+    go(4)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "s"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"cannot write {tmp_path / 's' / 'rows.bin'}: ") and done.stdout.count("\n") == 1
+    store = EpisodeStore.open(tmp_path / "s")
+    assert len(store) == 1 and store.verify() > 0
+    assert (tmp_path / "s" / "rows.bin").stat().st_size == store.num_bytes, "what was not committed is cut off"
+
+
+def test_a_collection_that_fails_at_its_start_leaves_nothing(tmp_path: Path) -> None:
+    tasks = task_set("pendulum-spin")
+
+    def no_pool(jobs: int) -> EnvPool:
+        raise UserError("no pool")
+
+    path = tmp_path / "data" / "mine"
+    with pytest.raises(UserError, match="no pool"), store_to_fill(path, tasks) as store:
+        collect(
+            store, tasks.tasks, 1, lambda n: RandomController(tasks, n, oscillate=True), no_pool, seed=1, source="test"
+        )
+    assert not list(tmp_path.iterdir())
+    with store_to_fill(path, tasks) as store:
+        pass
+    with pytest.raises(UserError, match="no pool"), store_to_fill(path, tasks):  # one that was there stays
+        no_pool(1)
+    assert (path / "store.json").exists() and len(store) == 0
+
+
+def test_two_collections_differ_although_one_store_was_opened_before_the_other(tmp_path: Path) -> None:
+    """Seeds go by what the store holds when it is written, not when it was opened."""
+    tasks = task_set("pendulum-spin")
+    stores = [open_or_create(tmp_path / "s", tasks) for _ in range(2)]
+    for store in stores:
+        collect(
+            store,
+            tasks.tasks,
+            1,
+            lambda n: RandomController(tasks, n, oscillate=True),
+            lambda jobs: EnvPool(tasks, num_envs=1, num_workers=0),
+            seed=1,
+            source="test",
+        )
+    store = EpisodeStore.open(tmp_path / "s")
+    assert len(store) == 2 and not np.array_equal(store.episode(0)["obs"], store.episode(1)["obs"])

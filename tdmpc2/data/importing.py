@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.data.store import EpisodeStore, is_free
 from tdmpc2.errors import DataError
+from tdmpc2.locks import missing_folders, remove_folders
 from tdmpc2.tasks import TaskSet
 
 _BLOCK_BYTES = 64 << 20
@@ -40,7 +42,12 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: 
         raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
     wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, steps.pop() + 1)
     if is_free(path):
-        return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")
+        try:
+            return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")
+        except DataError:
+            if is_free(path):
+                raise
+            # Another process has made a store there since we looked: it is one that is there, like any other.
     store = EpisodeStore.open(path)
     found = (store.tasks, store.obs_dim, store.action_dim, store.episode_steps)
     if found != wanted:
@@ -51,6 +58,23 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: 
     if dtype is not None and dtype != store.header.dtype:
         raise DataError(f"{path}: found a store of {store.header.dtype}, not {dtype}; choose another folder.")
     return store
+
+
+@contextlib.contextmanager
+def store_to_fill(
+    path: str | Path, task_set: TaskSet, notes: str = "", dtype: str | None = None
+) -> Iterator[EpisodeStore]:
+    """`open_or_create` for a block that adds episodes; a store made for it goes again if the block fails before any."""
+    path = Path(path)
+    missing, made = missing_folders(path), is_free(path)
+    store = open_or_create(path, task_set, notes, dtype)
+    try:
+        yield store
+    except BaseException:
+        if made:
+            store.remove_if_empty()
+            remove_folders(missing)
+        raise
 
 
 def import_files(
@@ -130,7 +154,7 @@ def _import(
     for first in range(start, len(file), a_segment):
         stop = min(first + a_segment, len(file))
         about = {**details, "first": first, "stop": stop}
-        with store.writer(source=str(file.path), details=about, first_episode=first) as writer:
+        with store.writer(str(file.path), about, first_episode=first, after=len(store)) as writer:
             for block in file.blocks(episodes, first, stop):
                 task = checker.episode_tasks(block.task, block.first_episode)
                 writer.write(block.obs, block.action, block.reward, task)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import time
@@ -27,11 +26,12 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
+from tdmpc2.data.mapped import MappedFile
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError
-from tdmpc2.fileio import atomic_write_text, write_error
+from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
+from tdmpc2.locks import FolderLock, InUse
 
 FORMAT = "tdmpc2-teacher-rewards"
 VERSION = 1
@@ -107,10 +107,11 @@ class LabelHeader:
 class LabelColumn:
     """A complete label column, mapped read-only (see `open`)."""
 
-    def __init__(self, path: Path, header: LabelHeader, values: npt.NDArray[np.float32]) -> None:
+    def __init__(self, path: Path, header: LabelHeader) -> None:
         self.path = path
         self.header = header
-        self.values = values
+        self._mapped = MappedFile(path / _VALUES, header.committed_bytes)
+        self.values: npt.NDArray[np.float32] = self._mapped.values(_DTYPE).reshape(-1, header.facts.episode_steps)
         """float32 [episodes, T]."""
 
     @classmethod
@@ -136,17 +137,14 @@ class LabelColumn:
                 f"{path}: holds no labels of {', '.join(unlabelled)}, only of {', '.join(header.facts.tasks)}; "
                 "label the store for the task set to train on (task=…), in another folder (teacher.labels=…)."
             )
-        try:
-            with (path / _VALUES).open("rb") as file:
-                mapping = mmap.mmap(file.fileno(), header.committed_bytes, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path / _VALUES}: cannot be mapped ({error}); check its permissions.") from error
-        values = np.frombuffer(mapping, dtype=_DTYPE).reshape(header.facts.episodes, header.facts.episode_steps)
-        return cls(path, header, values)
+        return cls(path, header)
 
     def at(self, episodes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32 [B] at `rows` [B] of `episodes` [B]: row t is of the transition that led to the observation t."""
-        return self.values[episodes, rows]
+        self._mapped.check()
+        values: npt.NDArray[np.float32] = self.values[episodes, rows]
+        self._mapped.check()
+        return values
 
 
 class LabelWriter:
@@ -170,7 +168,7 @@ class LabelWriter:
         self.episodes = 0
         """Episodes in the column so far, those not yet committed included."""
         self._header = LabelHeader(facts, block_episodes)
-        self._lock = FileLock(self.path / _LOCK)
+        self._lock = FolderLock(self.path, _LOCK, advice="name a folder elsewhere with teacher.labels=…")
         self._commit_seconds = commit_seconds
         self._committed_at = time.monotonic()
         self._pending: list[str] = []
@@ -185,12 +183,9 @@ class LabelWriter:
 
     def __enter__(self) -> LabelWriter:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f"{self.path}: another program is labelling into it; wait until it has ended.") from error
-        except OSError as error:
-            raise write_error(self.path / _LOCK, error) from error
+            self._lock.acquire()
+        except InUse:
+            raise DataError(f"{self.path}: another program is labelling into it; wait until it has ended.") from None
         try:
             self._open()
         except BaseException:
@@ -206,7 +201,7 @@ class LabelWriter:
         free = shutil.disk_usage(self.path).free
         if missing > free:
             raise DataError(
-                f"{self.path}: found {free / 1e9:.2f} GB free, expected at least {missing / 1e9:.2f} GB for the "
+                f"{self.path}: found {human_bytes(free)} free, expected at least {human_bytes(missing)} for the "
                 "labels that are missing; free some space or name another folder with teacher.labels=…."
             )
         if not (self.path / _HEADER).exists():

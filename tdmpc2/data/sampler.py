@@ -19,6 +19,8 @@ import torch
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError
+from tdmpc2.memory import check_memory
+from tdmpc2.ranges import MOST_ROUNDS, MOST_SLICES, check_whole
 from tdmpc2.tasks import TaskSet
 
 if sys.platform == "linux":
@@ -52,13 +54,14 @@ class SliceSampler:
     Args:
         store: the episodes.
         task_set: the tasks to draw; batches have its widths.
-        batch_size: slices a step, of all processes together.
-        horizon: H; a slice has H + 1 steps.
+        batch_size: slices a step, of all processes together; 2**20 at most.
+        horizon: H; a slice has H + 1 steps, fewer than an episode.
         seed: of the order.
         rank, world_size: of several processes, this one gets its equal part of every step's slices, in their order.
         labels: a teacher's rewards for the store's rows, to come along as `Batch.teacher_reward`.
 
     Raises:
+        UserError: for a number out of its range, or a batch that the machine's memory cannot hold.
         DataError: for a task without episodes, a store too narrow, episodes too short, or a batch that cannot be
             shared out evenly.
     """
@@ -77,6 +80,7 @@ class SliceSampler:
     ) -> None:
         if batch_size < 1:
             raise DataError(f"found batch_size {batch_size}, expected at least 1.")
+        check_whole("batch_size", batch_size, 1, MOST_SLICES)
         if not 0 <= rank < world_size or batch_size % world_size:
             raise DataError(
                 f"found batch_size {batch_size} for process {rank} of {world_size}, expected a multiple of "
@@ -87,8 +91,10 @@ class SliceSampler:
                 f"{store.path}: found horizon {horizon}, expected 1 to {store.episode_steps - 1}: its "
                 f"episodes have {store.episode_steps} steps."
             )
+        check_whole("horizon", horizon, 1, MOST_ROUNDS)
         if not 0 <= seed < 2**64:
             raise DataError(f"found seed {seed}, expected 0 to 2**64 - 1.")
+        check_whole("seed", seed, 0, 2**64 - 1)
         self.store = store
         self.task_set = task_set
         self.batch_size = batch_size
@@ -105,7 +111,17 @@ class SliceSampler:
         drawn = store.task_ids[self._episodes]
         self._run = min(length * int(store.header.widths[np.unique(drawn)].max()), store.rows.size)
         self._runs = np.lib.stride_tricks.sliding_window_view(store.rows, self._run)
+        self._check_memory(share, length)
         self._template = _slice_template(store, task_set, length, padding=self._run)
+
+    def _check_memory(self, slices: int, length: int) -> None:
+        """The runs of a batch, copied and padded, the places of its values, and the values."""
+        values = length * (self.task_set.obs_dim + self.task_set.action_dim + 1)
+        check_memory(
+            f"a batch of batch_size={self.batch_size} and horizon={self.horizon}",
+            slices * (2 * self._run * self.store.rows.itemsize + values * 12),
+            "choose fewer of them",
+        )
 
     @property
     def num_episodes(self) -> int:
@@ -160,8 +176,10 @@ class SliceSampler:
         if self._batches_to_announce > 0:
             self._batches_to_announce -= 1
             store.will_read(begin, self._run)
+        store.check_rows()
         faults = _disk_waits()
         copied = self._runs[begin]
+        store.check_rows()
         if waits := _disk_waits() - faults:
             self._batches_to_announce = max(self._batches_to_announce, min(_ANNOUNCE * waits, 256))
         for late in np.flatnonzero(first > begin):  # near the store's end a narrow slice is not at its run's start

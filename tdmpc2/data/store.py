@@ -20,10 +20,10 @@ import contextlib
 import hashlib
 import itertools
 import json
-import mmap
 import os
 import reprlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,11 +34,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from tdmpc2.data.checks import EpisodeChecker, known_widths
-from tdmpc2.errors import DataError, printable
-from tdmpc2.fileio import atomic_write_text, write_error
+from tdmpc2.data.mapped import MappedFile
+from tdmpc2.errors import DataError, UserError, printable
+from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
+from tdmpc2.locks import FolderLock, InUse
 from tdmpc2.versions import package_versions
 
 FORMAT = "tdmpc2-episodes"
@@ -47,6 +48,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dt
 _HEADER = "store.json"
 _UNFINISHED = f".{_HEADER}.*.tmp"
 _LOCK = "store.lock"
+_CREATE_SECONDS = 10.0
 _COLUMNS = ("rows", "tasks", "returns")
 _TASK_DTYPE = np.dtype("<i2")
 _RETURN_DTYPE = np.dtype("<f4")
@@ -137,7 +139,7 @@ class EpisodeStore:
         self.header = header
         self.read_only = read_only
         """True of what `prefix` gives."""
-        self._mapping: mmap.mmap | None = None
+        self._mapped: MappedFile | None = None
 
     @classmethod
     def create(
@@ -180,12 +182,32 @@ class EpisodeStore:
                 f"{path}: found obs_dim {obs_dim} and action_dim {action_dim}, expected at least {max(obs_dims)} "
                 f"and {max(action_dims)}, its widest tasks'."
             )
-        if not is_free(path):
-            raise DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
         store = cls(path, Header(names, obs_dims, action_dims, episode_steps, dtype, notes))
-        store._write_header(store.header)
-        store._sweep()
+        lock = _lock_to_create(path)
+        try:
+            if not is_free(path):  # asked under the lock: another process may have made a store there meanwhile
+                raise _not_free(path)
+            store._write_header(store.header)
+            store._sweep()
+        finally:
+            lock.release()
         return store
+
+    def remove_if_empty(self) -> None:
+        """Takes a store without episodes away again; one that holds some, or that a writer has open, stays."""
+        lock = FolderLock(self.path, _LOCK)
+        try:
+            lock.acquire()
+        except (InUse, UserError):
+            return
+        try:
+            if not _read_header(self.path / _HEADER).segments:
+                for name in (*(f"{column}.bin" for column in _COLUMNS), _HEADER):
+                    (self.path / name).unlink(missing_ok=True)
+        except (OSError, DataError):
+            return  # it cannot be changed, or is none any more
+        finally:
+            lock.release()
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
@@ -303,37 +325,34 @@ class EpisodeStore:
         dtype = DTYPES[self.header.dtype]
         if not len(self):
             return np.empty(0, dtype)
-        path = self.path / "rows.bin"
-        try:
-            with path.open("rb") as file:
-                self._mapping = mmap.mmap(file.fileno(), self.num_bytes, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be mapped ({error}); check the file and its permissions.") from error
-        if hasattr(mmap, "MADV_RANDOM"):  # else a row that is not in memory brings megabytes of others along
-            self._mapping.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(self._mapping, dtype=dtype)
+        self._mapped = MappedFile(self.path / "rows.bin", self.num_bytes)
+        self._mapped.expect_random_reads()
+        return self._mapped.values(dtype)
+
+    def check_rows(self) -> None:
+        """Raises a `DataError` when rows.bin was shortened since it was mapped: reading it would end the process."""
+        if self._mapped is not None:
+            self._mapped.check()
 
     def will_read(self, first: npt.NDArray[np.int64], count: int) -> None:
         """Tells the system to fetch `count` elements from each of `first` on, all at once, in the background.
 
         Without this, rows that are not in memory are fetched one after the other, as they are touched.
         """
-        if not hasattr(mmap, "MADV_WILLNEED") or not self.rows.size or self._mapping is None or not count:
-            return
-        itemsize = DTYPES[self.header.dtype].itemsize
-        starts = first * itemsize
-        pages = starts - starts % mmap.PAGESIZE
-        sizes = starts - pages + count * itemsize
-        advise = self._mapping.madvise
-        for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
-            advise(mmap.MADV_WILLNEED, page, size)
+        if self.rows.size and self._mapped is not None:
+            itemsize = DTYPES[self.header.dtype].itemsize
+            self._mapped.will_read(first * itemsize, count * itemsize)
 
     def episode(self, index: int) -> dict[str, Any]:
-        """Views of one episode in its task's own widths: obs [T,O], action [T,A], reward [T], and the task's name."""
+        """Views of one episode in its task's own widths: obs [T,O], action [T,A], reward [T], and the task's name.
+
+        They are views of the mapped file: `read_episodes` copies.
+        """
         if not 0 <= index < len(self):
             raise DataError(f"{self.path}: found episode {index}, expected 0 to {len(self) - 1}.")
         task = int(self.task_ids[index])
         rows = self.rows[self.offsets[index] : self.offsets[index + 1]].reshape(self.episode_steps, -1)
+        self.check_rows()
         obs_dim = self.header.obs_dims[task]
         return {
             "obs": rows[:, :obs_dim],
@@ -347,6 +366,7 @@ class EpisodeStore:
         if not 0 <= first <= stop <= len(self):
             raise DataError(f"{self.path}: found episodes {first} to {stop}, expected within 0 to {len(self)}.")
         self.will_read(self.offsets[first : first + 1], int(self.offsets[stop] - self.offsets[first]))
+        self.check_rows()
         task = self.task_ids[first:stop].astype(np.int64)
         shape = (stop - first, self.episode_steps)
         obs = np.zeros((*shape, self.obs_dim), np.float32)
@@ -359,6 +379,7 @@ class EpisodeStore:
             obs[start:end, :, :o] = rows[..., :o]
             action[start:end, :, :a] = rows[..., o:-1]
             reward[start:end] = rows[..., -1]
+        self.check_rows()
         return EpisodeBlock(obs, action, reward, task)
 
     def verify(self) -> int:
@@ -407,14 +428,25 @@ class EpisodeStore:
         with self.writer(source=source, details=details) as writer:
             writer.write(obs, action, reward, task)
 
-    def writer(self, source: str = "", details: Mapping[str, Any] | None = None, first_episode: int = 0) -> StoreWriter:
+    def writer(
+        self,
+        source: str = "",
+        details: Mapping[str, Any] | None = None,
+        first_episode: int = 0,
+        after: int | None = None,
+    ) -> StoreWriter:
         """A context manager that adds one segment in blocks; nothing of it is seen until it ends well.
 
-        `first_episode` is the number that the source gives to the first one: errors name episodes by the source's.
+        Args:
+            source: where the episodes come from.
+            details: whatever else is to be noted about it.
+            first_episode: the number that the source gives to the first one: errors name episodes by the source's.
+            after: for episodes that depend on what the store holds: how many it must hold, else entering raises a
+                `DataError`, for another writer has added some meanwhile.
         """
         if self.read_only:
             raise DataError(f"{self.path}: this is the store as it was with {len(self)} episodes; open it to add more.")
-        return StoreWriter(self, source, dict(details or {}), first_episode)
+        return StoreWriter(self, source, dict(details or {}), first_episode, after)
 
     def check_space(self, episodes: int, task_shares: npt.NDArray[np.float64] | None = None) -> None:
         """Raises a `DataError` when the disk cannot hold that many more episodes.
@@ -427,7 +459,7 @@ class EpisodeStore:
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise DataError(
-                f"{self.path}: found {free / 1e9:.1f} GB free, expected at least {needed / 1e9:.1f} GB for "
+                f"{self.path}: found {human_bytes(free)} free, expected at least {human_bytes(needed)} for "
                 f"{episodes:,} episodes; free some space or choose another disk."
             )
 
@@ -435,10 +467,17 @@ class EpisodeStore:
         native = dtype.newbyteorder("=")
         if not len(self):
             return np.empty(0, native)
+        path = self.path / f"{name}.bin"
         try:
-            return np.fromfile(self.path / f"{name}.bin", dtype=dtype, count=len(self)).astype(native)
+            values = np.fromfile(path, dtype=dtype, count=len(self))
         except OSError as error:
-            raise DataError(f"{self.path / name}.bin: cannot be read ({error.strerror}).") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        if len(values) != len(self):
+            raise DataError(
+                f"{path}: found {values.nbytes} bytes, expected {len(self) * dtype.itemsize}: it was shortened since "
+                "the store was opened. Copy the file again from where it came, or make the store anew."
+            )
+        return values.astype(native)
 
     def _write_header(self, header: Header) -> None:
         content = {"format": FORMAT, "version": VERSION, **asdict(header)}
@@ -460,8 +499,11 @@ class EpisodeStore:
 class StoreWriter:
     """Writes one segment, as a context manager (see `EpisodeStore.writer`); `episodes` counts those written."""
 
-    def __init__(self, store: EpisodeStore, source: str, details: dict[str, Any], first_episode: int = 0) -> None:
+    def __init__(
+        self, store: EpisodeStore, source: str, details: dict[str, Any], first_episode: int, after: int | None
+    ) -> None:
         self.episodes = 0
+        self._after = after
         self._first_episode = first_episode
         self._store = store
         self._source = source
@@ -470,7 +512,8 @@ class StoreWriter:
         self._rows_bytes = 0
         self._whole = True
         self._files: dict[str, BinaryIO] = {}
-        self._lock = FileLock(store.path / _LOCK)
+        self._lock = FolderLock(store.path, _LOCK)
+        self._published = False
         header = store.header
         known = known_widths(header.tasks)
         self._checker = EpisodeChecker(
@@ -485,13 +528,16 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         store = self._store
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f"{store.path}: another writer has this store open; wait until it has ended.") from error
-        except OSError as error:
-            raise write_error(store.path / _LOCK, error) from error
+            self._lock.acquire()
+        except InUse:
+            raise _in_use(store.path) from None
         try:
             store._reload()
+            if self._after is not None and len(store) != self._after:
+                raise DataError(
+                    f"{store.path}: found {len(store)} episodes, expected {self._after}: another writer has added some "
+                    "meanwhile. Run the same command again."
+                )
             for column, size in store.header.committed().items():
                 file = (store.path / f"{column}.bin").open("ab")
                 self._files[column] = file
@@ -591,6 +637,7 @@ class StoreWriter:
             details=self._details,
             created_with=package_versions(),
         )
+        self._published = True  # from here on the header may be on the disk, whatever is raised
         store._write_header(replace(store.header, segments=(*store.segments, segment)))
         store._reload()
 
@@ -601,16 +648,44 @@ class StoreWriter:
             with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
                 file.close()
             with contextlib.suppress(OSError):
-                if Path(file.name).stat().st_size > committed[column]:
+                if not self._published and Path(file.name).stat().st_size > committed[column]:
                     os.truncate(file.name, committed[column])
         self._lock.release()
 
 
 def is_free(path: Path) -> bool:
-    """Whether a store can be made there: no such folder, or one empty but for what a killed `create` left."""
+    """Whether a store can be made there: no such folder, or one empty but for a lock and what a killed `create` left.
+
+    What it says of a folder that is not locked may have changed by the time it is read.
+    """
     if not path.exists():
         return True
-    return path.is_dir() and all(file.match(_UNFINISHED) for file in path.iterdir())
+    return path.is_dir() and all(file.name == _LOCK or file.match(_UNFINISHED) for file in path.iterdir())
+
+
+def _lock_to_create(path: Path) -> FolderLock:
+    """The lock of a folder that looks free, held; waits for another process that is making a store there."""
+    lock = FolderLock(path, _LOCK)
+    deadline = time.monotonic() + _CREATE_SECONDS
+    while True:
+        if not is_free(path):
+            raise _not_free(path)
+        try:
+            lock.acquire()
+        except InUse:
+            if time.monotonic() >= deadline:
+                raise _in_use(path) from None
+            time.sleep(0.02)
+        else:
+            return lock
+
+
+def _not_free(path: Path) -> DataError:
+    return DataError(f"{path}: found a file or a folder with content, expected none; choose a new folder.")
+
+
+def _in_use(path: Path) -> DataError:
+    return DataError(f"{path}: another writer has this store open; wait until it has ended.")
 
 
 def _column_bytes(segment: Segment) -> dict[str, int]:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from tdmpc2.checkpointing import build_model, check_size, checkpoint_task_set, read_checkpoint
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import CheckpointError, UserError
-from tdmpc2.model import ModelDims, Part, WorldModel, model_checksum
+from tdmpc2.memory import check_memory
+from tdmpc2.model import ModelDims, Part, WorldModel, model_bytes, model_checksum
 from tdmpc2.tasks import TaskSet
 
 TEACHER_PARTS: tuple[Part, ...] = ("encoder", "reward_head")
@@ -134,6 +135,7 @@ def random_teacher(
 
     Its reward head's last weight is not 0, as a new model's is, so that its predictions differ.
     """
+    check_memory("a teacher of these dimensions", model_bytes(dims), "choose a smaller teacher or lower teacher.…_dim")
     masks = task_set.action_masks() if task_set.multitask else None
     model = WorldModel(dims, masks, TEACHER_PARTS)
     generator = torch.Generator().manual_seed(seed)

@@ -22,6 +22,8 @@ from tdmpc2.envs.rendering import choose_backend
 from tdmpc2.envs.shared_arrays import PoolLayout, SharedArrays, anonymous_file
 from tdmpc2.envs.worker import Failure, Slots, WorkerPost
 from tdmpc2.errors import RenderError, UserError
+from tdmpc2.memory import check_memory
+from tdmpc2.ranges import MOST_ENVS, MOST_WORKERS, check_whole
 from tdmpc2.tasks import TaskSet
 
 Steps = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
@@ -34,6 +36,8 @@ _BOOTSTRAP = (
 )
 _SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1")
 _EXIT_SECONDS = 1.0
+_ENV_BYTES = 1 << 20
+"""What the smallest simulation takes at the least."""
 
 
 class EnvPoolError(UserError):
@@ -52,10 +56,11 @@ class EnvPool:
 
     Several requests may be under way, for different slots; `step_wait` answers the oldest. With
     `num_workers=0` everything runs in the calling process, within `step_async`. An environment that raises or
-    a worker that dies closes the pool and raises `EnvPoolError`; one that does not answer for `timeout`
-    seconds does too.
+    returns a number that is not finite, or a worker that dies, closes the pool and raises `EnvPoolError`; one that
+    does not answer for `timeout` seconds does too.
 
-    `frame_size` is (height, width) in pixels; frames are only drawn by a pool made with `render=True`.
+    At most 10,000 slots and 1,024 workers, as many as the machine's memory holds. `frame_size` is (height, width) in
+    pixels; frames are only drawn by a pool made with `render=True`.
     """
 
     def __init__(
@@ -73,11 +78,18 @@ class EnvPool:
                 f"an EnvPool needs num_envs of 1 or more and num_workers of 0 or more, not {num_envs} and "
                 f"{num_workers}."
             )
+        check_whole("num_envs", num_envs, 1, MOST_ENVS)
+        check_whole("num_workers", num_workers, 0, MOST_WORKERS)
         self.task_set = task_set
         self.num_envs = num_envs
         self.num_workers = min(num_workers, num_envs)
         layout = PoolLayout(
             num_envs, self.num_workers, task_set.obs_dim, task_set.action_dim, frame_size if render else None
+        )
+        check_memory(
+            f"an EnvPool of num_envs={num_envs}{', with frames,' if render else ''}",
+            layout.num_bytes() + num_envs * _ENV_BYTES,
+            "run fewer at a time (num_envs=…)",
         )
         self._tasks: list[str | None] = [None] * num_envs
         self._playing = np.zeros(num_envs, dtype=bool)

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.errors import RenderError, UserError
+from tdmpc2.ranges import check_whole
 
 BACKENDS = ("egl", "osmesa")
 _USER_BACKENDS = (*BACKENDS, "glfw")
+_MOST_PIXELS = 2**14
 _ADVICE = (
     "Install a headless OpenGL: `apt-get install libegl1 libgl1-mesa-dri` (EGL) or "
     "`apt-get install libosmesa6` (OSMesa), or set MUJOCO_GL to a back end that works here."
@@ -112,7 +114,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 class FrameRenderer:
-    """Draws one environment's scene from one camera. Use it from one thread.
+    """Draws one environment's scene from one camera, up to 16,384 pixels wide and high. Use it from one thread.
 
     The OpenGL context and its buffers are made for the first frame: many environments may draw, few do. What is
     wrong with the camera, the size or the back end shows when it is made.
@@ -121,6 +123,8 @@ class FrameRenderer:
     def __init__(self, physics: Any, *, camera: int | str, width: int, height: int) -> None:
         if width < 1 or height < 1:
             raise UserError(f"a frame must be at least 1 x 1 pixels, not {width} x {height}.")
+        check_whole("width", width, 1, _MOST_PIXELS)
+        check_whole("height", height, 1, _MOST_PIXELS)
         self._physics = physics
         self._number = _camera_number(physics.model, camera)
         self._width, self._height = width, height

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tdmpc2.envs.gym_env import DMControlEnv, make_env
 from tdmpc2.envs.shared_arrays import PoolLayout, SharedArrays
@@ -84,6 +88,7 @@ class Slots:
                 env = make_env(task, render_mode="rgb_array", height=height, width=width)
             self._envs[slot] = env
         obs, _ = env.reset(seed=seed)
+        _check_finite(obs, 0.0)
         row = self._arrays.obs[slot]
         row[: len(obs)] = obs
         row[len(obs) :] = 0
@@ -96,6 +101,7 @@ class Slots:
         self._at(slot, env.task_name)
         action = self._arrays.action[slot, : env.action_space.shape[0]]  # type: ignore[index]
         obs, reward, terminated, truncated, _ = env.step(action)
+        _check_finite(obs, reward)
         self._arrays.obs[slot, : len(obs)] = obs
         self._arrays.reward[slot] = reward
         self._arrays.done[slot] = terminated or truncated
@@ -104,6 +110,15 @@ class Slots:
         env = self._envs[slot]
         self._at(slot, env.task_name)
         self._arrays.frames[slot] = env.render()
+
+
+def _check_finite(obs: NDArray[np.float32], reward: float) -> None:
+    """Stops numbers that no planner or store can use where they come in; the pool names slot and task."""
+    if not np.isfinite(obs).all():
+        column = int(np.argmin(np.isfinite(obs)))
+        raise UserError(f"the environment returned an observation with {obs[column]} in column {column}.")
+    if not math.isfinite(reward):
+        raise UserError(f"the environment returned the reward {reward}.")
 
 
 @dataclass(frozen=True)

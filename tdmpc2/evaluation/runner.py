@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +19,10 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import Agent
 from tdmpc2.envs import EnvPool, episode_seed
-from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
+from tdmpc2.ranges import MOST_ENVS, MOST_EPISODES, MOST_SEED, MOST_WORKERS, check_whole
 from tdmpc2.reporting.progress import Progress
-from tdmpc2.rollout import AgentController, Job, run_episodes
+from tdmpc2.rollout import AgentController, Job, check_jobs, run_episodes
 from tdmpc2.tasks import TaskSet
 
 # Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
@@ -33,7 +36,7 @@ class EvaluationSettings:
     """What to evaluate.
 
     Attributes:
-        episodes: of each task.
+        episodes: of each task, 10**6 at most.
         tasks: names; None for all of the agent's.
         seed: with the task and the episode's number it decides an episode.
         mpc: plan; False takes the policy prior alone.
@@ -53,8 +56,9 @@ class EvaluationSettings:
     video_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise UserError(f"eval_episodes must be at least 1, not {self.episodes}.")
+        check_whole("eval_episodes", self.episodes, 1, MOST_EPISODES)
+        check_whole("seed", self.seed, 0, MOST_SEED)
+        check_pool_size(self.num_envs, self.num_workers)
 
     def tasks_of(self, task_set: TaskSet) -> tuple[str, ...]:
         """The tasks to evaluate, checked (see `TaskSet.chosen`)."""
@@ -65,6 +69,14 @@ class EvaluationSettings:
         return self.episodes * sum(task_set.episode_steps[task_set.index(t)] for t in self.tasks_of(task_set))
 
 
+def check_pool_size(num_envs: int | None, num_workers: int | None) -> None:
+    """Raises a UserError unless both are None, or numbers that a pool can have."""
+    if num_envs is not None:
+        check_whole("num_envs", num_envs, 1, MOST_ENVS)
+    if num_workers is not None:
+        check_whole("num_workers", num_workers, 0, MOST_WORKERS)
+
+
 def default_workers() -> int:
     """One simulator process for each usable core."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,8 +84,7 @@ def default_workers() -> int:
 
 def envs_at_a_time(jobs: int, wanted: int | None, device: torch.device) -> int:
     """How many environments to run at a time for a number of episodes; None chooses by device."""
-    if wanted is not None and wanted < 1:
-        raise UserError(f"num_envs must be at least 1, not {wanted}.")
+    check_pool_size(wanted, None)
     return min(jobs, wanted or _MOST_ENVS[device.type])
 
 
@@ -95,6 +106,7 @@ def evaluate(
         on_decisions: told how many decisions were just taken, for a progress display.
     """
     tasks = settings.tasks_of(agent.task_set)
+    check_jobs(settings.episodes, len(tasks), "choose fewer eval_episodes")
     jobs = [
         Job(task, number, episode_seed(settings.seed, task, number))
         for number in range(settings.episodes)
@@ -154,23 +166,51 @@ def evaluate_to_files(
     return result
 
 
+def _runs(process: int) -> bool:
+    """Whether there is such a process; where the system cannot tell, there is."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 class _Films:
     """One MP4 per filmed job, written frame by frame under a temporary name and renamed when the episode ends.
 
     `decision_seconds` tells how long a decision of a task lasts: one frame each, so that a film plays in real time.
+    Unfinished films that a killed process of this machine left in the folder go first: their names hold its id.
     """
+
+    _PARTIAL = ".partial.mp4"
 
     def __init__(self, folder: Path | None, decision_seconds: Callable[[str], float]) -> None:
         self._folder = folder
         self._decision_seconds = decision_seconds
         self._open: dict[Job, tuple[Any, Path, Path]] = {}
+        self._machine = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "here"
+        if folder is not None:
+            self._sweep(folder)
+
+    def _sweep(self, folder: Path) -> None:
+        for leftover in folder.glob(f".*{self._PARTIAL}"):
+            _, named, maker = leftover.name.removesuffix(self._PARTIAL)[1:].partition(".")
+            machine, _, process = maker.partition("-")
+            of_the_dead = machine == self._machine and process.isdecimal() and not _runs(int(process))
+            if of_the_dead or not named:  # earlier versions named no process
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
     def add(self, job: Job, frame: NDArray[np.uint8]) -> None:
         assert self._folder is not None
         if job not in self._open:
             self._folder.mkdir(parents=True, exist_ok=True)
             final = self._folder / f"{job.task}.mp4"
-            partial = self._folder / f".{job.task}.partial.mp4"
+            partial = self._folder / f".{job.task}.{self._machine}-{os.getpid()}{self._PARTIAL}"
             writer = imageio.get_writer(
                 partial, fps=1 / self._decision_seconds(job.task), codec="libx264", macro_block_size=16
             )

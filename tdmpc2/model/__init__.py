@@ -2,7 +2,7 @@
 
 from tdmpc2.model.checksum import model_checksum
 from tdmpc2.model.discrete import symexp, symlog, two_hot, two_hot_cross_entropy, two_hot_inverse
-from tdmpc2.model.sizes import MODEL_SIZES, ModelDims, model_dims, published_size
+from tdmpc2.model.sizes import MODEL_SIZES, ModelDims, model_bytes, model_dims, published_size, update_bytes
 from tdmpc2.model.world_model import ACTING_PARTS, ALL_PARTS, Part, PolicySample, WorldModel
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Part",
     "PolicySample",
     "WorldModel",
+    "model_bytes",
     "model_checksum",
     "model_dims",
     "published_size",
@@ -21,4 +22,5 @@ __all__ = [
     "two_hot",
     "two_hot_cross_entropy",
     "two_hot_inverse",
+    "update_bytes",
 ]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 from tdmpc2.errors import UserError
+from tdmpc2.ranges import MOST_ROUNDS, MOST_WIDTH, check_range, check_share
+
+_MOST_EXPONENT = 80.0
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,11 @@ class ModelDims:
         task_dim: width of the task embedding; 0 for a single-task model.
         simnorm_dim: size of one SimNorm group; divides latent_dim.
         num_bins: bins of the discrete regression of rewards and values.
-        vmin, vmax: first and last bin, in symlog space.
+        vmin, vmax: first and last bin, in symlog space; their exponentials are finite in float32: -80 to 80.
         dropout: dropout rate after the first linear layer of Q.
-        log_std_min, log_std_max: bounds of the policy's log standard deviation.
+        log_std_min, log_std_max: bounds of the policy's log standard deviation, likewise.
+
+    Widths and bins go up to 2**17, layers and heads up to 1000.
     """
 
     obs_dim: int
@@ -46,23 +52,27 @@ class ModelDims:
     log_std_max: float = 2.0
 
     def __post_init__(self) -> None:
+        # Whole or not, widths are told by building the model: what a file holds is compared there.
         for name in ("obs_dim", "action_dim", "enc_dim", "mlp_dim", "latent_dim", "simnorm_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model dimension {name} must be at least 1, not {getattr(self, name)}.")
-        if self.num_q < 2:
-            raise UserError(f"num_q must be at least 2 (targets use two random heads), not {self.num_q}.")
-        if self.num_enc_layers < 2:
-            raise UserError(f"num_enc_layers must be at least 2, not {self.num_enc_layers}.")
+            check_range(f"model dimension {name}", getattr(self, name), 1, MOST_WIDTH)
+        check_range("num_q", self.num_q, 2, MOST_ROUNDS)  # targets use two random heads
+        check_range("num_enc_layers", self.num_enc_layers, 2, MOST_ROUNDS)
+        check_range("num_tasks", self.num_tasks, 0, MOST_WIDTH)
+        check_range("task_dim", self.task_dim, 0, MOST_WIDTH)
         if self.latent_dim % self.simnorm_dim:
             raise UserError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}.")
+        check_share("dropout", self.dropout, zero=True)
         if bool(self.num_tasks) != bool(self.task_dim):
             raise UserError(
                 f"num_tasks {self.num_tasks} and task_dim {self.task_dim} must both be 0 (single task) or both not."
             )
+        for name in ("vmin", "vmax", "log_std_min", "log_std_max"):
+            check_range(name, getattr(self, name), -_MOST_EXPONENT, _MOST_EXPONENT)
         if self.num_bins < 2 or self.vmin >= self.vmax:
             raise UserError(f"num_bins {self.num_bins} over [{self.vmin}, {self.vmax}] is not a valid grid.")
+        check_range("num_bins", self.num_bins, 2, MOST_WIDTH)
+        if self.log_std_min >= self.log_std_max:
+            raise UserError(f"log_std_min must lie below log_std_max={self.log_std_max}, not be {self.log_std_min}.")
 
     def differences(self, other: ModelDims) -> str:
         """`name here != name there` for every field that differs, empty when none does."""
@@ -120,6 +130,42 @@ def model_dims(model_size: int, obs_dim: int, action_dim: int, num_tasks: int) -
         num_q=size.num_q,
         task_dim=size.task_dim if multitask else 0,
     )
+
+
+def num_parameters(dims: ModelDims, *, target: bool = True) -> int:
+    """Numbers of a whole world model, counted without building it; `target`: those of target Q too."""
+    d = dims
+    state, state_action = d.latent_dim + d.task_dim, d.latent_dim + d.task_dim + d.action_dim
+
+    def stack(widths: list[int], normed_output: bool) -> int:
+        layers = list(pairwise(widths))
+        normed = widths[1:] if normed_output else widths[1:-1]
+        return sum(inputs * outputs + outputs for inputs, outputs in layers) + 2 * sum(normed)
+
+    hidden = [d.mlp_dim, d.mlp_dim]
+    q = d.num_q * stack([state_action, *hidden, d.num_bins], False)
+    return (
+        d.num_tasks * d.task_dim
+        + stack([d.obs_dim + d.task_dim, *[d.enc_dim] * (d.num_enc_layers - 1), d.latent_dim], True)
+        + stack([state_action, *hidden, d.latent_dim], True)
+        + stack([state_action, *hidden, d.num_bins], False)
+        + stack([state, *hidden, 2 * d.action_dim], False)
+        + q * (2 if target else 1)
+    )
+
+
+def model_bytes(dims: ModelDims, *, training: bool = False) -> int:
+    """Memory of a float32 model with target Q; in training also of its gradients and Adam's two moments."""
+    trained = num_parameters(dims, target=False)
+    return 4 * (num_parameters(dims) + (3 * trained if training else 0))
+
+
+def update_bytes(dims: ModelDims, batch_size: int, horizon: int) -> int:
+    """Memory that one update's activations take at the least: what the value ensemble keeps for its gradient.
+
+    Both hidden layers of E heads, H steps and B slices keep their linear output and their activation.
+    """
+    return 4 * 2 * 2 * dims.num_q * horizon * batch_size * dims.mlp_dim
 
 
 def published_size(dims: ModelDims) -> int | None:

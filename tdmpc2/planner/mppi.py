@@ -81,6 +81,12 @@ class Planner:
         settings: the planner's numbers.
         discounts: gamma of each task, float [tasks].
         execution: arithmetic and way of running.
+
+    Actions are finite whatever the weights and observations, as long as those are: where the model's own numbers
+    overflow, what is not a number counts as 0.
+
+    Raises:
+        UserError: when the machine's memory cannot hold a plan.
     """
 
     # A captured plan holds its own memory; environments that end one by one must not fill the device with graphs.
@@ -96,10 +102,17 @@ class Planner:
         self.model = model
         self.settings = settings
         self.discounts = discounts
+        self.check_memory()
         self.execution = (execution or PlanExecution()).possible(discounts.device)
         self._weights: list[tuple[int, int]] = []
         self._fused: FusedModel | None = None
         self._graphs: dict[tuple[int, bool], CapturedFunction] = {}
+
+    def check_memory(self, num_envs: int = 1) -> None:
+        """Raises a `UserError` when this machine's memory cannot hold plans for so many; says nothing of a GPU's."""
+        if self.discounts.device.type == "cpu":
+            dims = self.model.dims
+            self.settings.check_memory(dims.action_dim, dims.num_q * dims.mlp_dim, num_envs)
 
     def fused(self) -> FusedModel:
         """The model laid out for planning, made anew if a weight was changed or replaced since."""
@@ -203,7 +216,7 @@ class Planner:
         if s.num_pi_trajs:
             # The prior's trajectories stay candidates: what they come to is the same in every round.
             drawn, prior = self._rollout(model, start, lambda t, z: model.policy(start, z, noise.prior[:, t]))
-            candidates[:, :, : s.num_pi_trajs] = drawn
+            candidates[:, :, : s.num_pi_trajs] = drawn.nan_to_num(0.0)  # of a model whose numbers overflow
         mean = warm_start.float()
         std = torch.full_like(mean, s.max_std)
         if mask is not None:
@@ -221,7 +234,8 @@ class Planner:
                 traced.append((candidates.clone(), value))
             best = value.topk(s.num_elites, dim=1)
             elites = candidates.gather(2, best.indices[:, None, :, None].expand(-1, s.horizon, -1, mean.shape[-1]))
-            weight = torch.softmax(s.temperature * best.values, dim=1)
+            # Of the distance to the best, so that no temperature turns the largest values into infinities.
+            weight = torch.softmax(s.temperature * (best.values - best.values[:, :1]), dim=1)
             w = weight[:, None, :, None]
             mean = (w * elites).sum(2)
             std = (w * (elites - mean.unsqueeze(2)).square()).sum(2).sqrt().clamp(s.min_std, s.max_std)
@@ -237,7 +251,7 @@ class Planner:
         """Actions [N, A] of the policy prior alone, without planning; zero noise [N, A] takes its mean."""
         model = self.fused()
         start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
-        return model.policy(start, None, noise.unsqueeze(1)).squeeze(1)
+        return model.policy(start, None, noise.unsqueeze(1)).squeeze(1).nan_to_num(0.0)
 
     @torch.no_grad()
     def value(self, z: Tensor, task: Tensor | None, actions: Tensor, terminal_noise: Tensor, heads: Tensor) -> Tensor:
@@ -250,7 +264,7 @@ class Planner:
             terminal_noise: [N, S, A] of the action that the terminal value is taken at.
             heads: uniform [N, E]; Q is averaged over the heads of the two largest.
 
-        A value that is not a number counts as 0.
+        A value that is not a number counts as 0, an infinite one as the largest finite number.
         """
         model = self.fused()
         start = model.start(z, None if task is None else task.squeeze(1))

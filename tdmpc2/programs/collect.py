@@ -11,10 +11,11 @@ import sys
 from omegaconf import DictConfig
 
 from tdmpc2.agent import load_agent, resolve_device
-from tdmpc2.data.importing import open_or_create, summary
+from tdmpc2.data.importing import store_to_fill, summary
 from tdmpc2.envs import EnvPool
 from tdmpc2.errors import UserError
-from tdmpc2.evaluation.runner import default_workers, envs_at_a_time
+from tdmpc2.evaluation.runner import check_pool_size, default_workers, envs_at_a_time
+from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SCALE, check_range, check_whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.rollout import AgentController, Controller, RandomController
 from tdmpc2.rollout.collecting import collect
@@ -29,8 +30,10 @@ def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
     if config.behaviour not in BEHAVIOURS:
         raise UserError(f"behaviour={config.behaviour} is unknown; choose one of {', '.join(BEHAVIOURS)}.")
-    if config.noise < 0:
-        raise UserError(f"noise must be 0 or more, not {config.noise}.")
+    check_range("noise", config.noise, 0, MOST_SCALE)
+    check_whole("episodes", config.episodes, 1, MOST_EPISODES)
+    check_whole("seed", config.seed, 0, MOST_EVALUATION_SEED)
+    check_pool_size(config.num_envs, config.num_workers)
     data_dir = required(config, "data_dir")
     tasks = chosen_task_set(config)
     with_agent = config.behaviour in ("planner", "prior")
@@ -40,12 +43,11 @@ def main(config: DictConfig) -> None:
     if checkpoint is not None and not with_agent:
         raise UserError(f"checkpoint is set, but behaviour={config.behaviour} uses none; choose planner or prior.")
     device = resolve_device(config.device)
-    agent = None if checkpoint is None else load_agent(checkpoint, tasks, device, planner_settings(config))
+    planner = planner_settings(config)
+    agent = None if checkpoint is None else load_agent(checkpoint, tasks, device, planner)
     tasks = agent.task_set if agent is not None else tasks
     if tasks is None:
         raise UserError("task=own needs a checkpoint that names its tasks; give task=mt30 or another task set.")
-    if config.episodes < 1:
-        raise UserError(f"episodes must be at least 1, not {config.episodes}.")
     names = tasks.chosen(config.tasks)
 
     def controller(slots: int) -> Controller:
@@ -59,10 +61,12 @@ def main(config: DictConfig) -> None:
         workers = default_workers() if config.num_workers is None else config.num_workers
         return EnvPool(tasks, num_envs=envs, num_workers=workers)
 
-    store = open_or_create(data_dir, tasks)
     acting = f"{config.behaviour}, greedy" if config.greedy else config.behaviour
     decisions = config.episodes * sum(tasks.episode_steps[tasks.index(n)] for n in names)
-    with Progress(decisions, "collecting", "decisions") as progress:
+    with (
+        store_to_fill(data_dir, tasks) as store,
+        Progress(decisions, "collecting", "decisions") as progress,
+    ):
         collected = collect(
             store,
             names,

@@ -13,8 +13,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from tdmpc2.data.importing import FileProgress, import_files, open_or_create, summary
+from tdmpc2.data.importing import FileProgress, import_files, store_to_fill, summary
 from tdmpc2.data.store import DTYPES, EpisodeStore
+from tdmpc2.fileio import human_bytes
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.tasks import task_set
 
@@ -62,10 +63,10 @@ def main() -> None:
     if arguments.files and arguments.summary:
         parser.error("--summary takes no FILE; the summary is printed after every import anyway")
     if arguments.files:
-        store = open_or_create(arguments.store, task_set(arguments.task), dtype=arguments.dtype)
-        import_visibly(arguments.files, store)
+        with store_to_fill(arguments.store, task_set(arguments.task), dtype=arguments.dtype) as store:
+            import_visibly(arguments.files, store)
     else:
         store = EpisodeStore.open(arguments.store)
     print(summary(store))
     if arguments.verify:
-        print(f"verified {store.verify() / 1e9:.2f} GB: every checksum is right")
+        print(f"verified {human_bytes(store.verify())}: every checksum is right")

@@ -18,6 +18,8 @@ from tdmpc2.data.labels import LabelHeader, LabelWriter, verify_labels
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import label_facts, label_store
 from tdmpc2.errors import UserError
+from tdmpc2.fileio import human_bytes
+from tdmpc2.ranges import MOST_SEED, MOST_SLICES, check_whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.settings.convert import chosen_task_set, live_teacher, path_of, required
 from tdmpc2.settings.entry import hydra_entry
@@ -42,7 +44,7 @@ def label_folder(config: DictConfig) -> Path:
 def told(path: Path, header: LabelHeader) -> str:
     facts = header.facts
     return (
-        f"{path}: {header.done:,} of {facts.episodes:,} episodes, {header.committed_bytes / 1e6:,.1f} MB, "
+        f"{path}: {header.done:,} of {facts.episodes:,} episodes, {human_bytes(header.committed_bytes)}, "
         f"by {facts.teacher} in {facts.precision}, checksum {header.checksum}"
     )
 
@@ -60,8 +62,8 @@ def main(config: DictConfig) -> None:
     tasks = chosen_task_set(config)
     if tasks is None:
         raise UserError("task=own is for evaluation: name the tasks to label, such as task=mt30.")
-    if config.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {config.batch_size}.")
+    check_whole("batch_size", config.batch_size, 1, MOST_SLICES)
+    check_whole("seed", config.seed, 0, MOST_SEED)
     device = resolve_device(config.device)
     teacher = live_teacher(config, tasks, device)
     name = config.teacher.name

@@ -11,7 +11,6 @@ each task, each from another step of it. A store that was interrupted goes on wh
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tdmpc2.data.importing import open_or_create, summary
+from tdmpc2.data.importing import store_to_fill, summary
 from tdmpc2.data.store import DTYPES, EpisodeStore
 from tdmpc2.errors import DataError, UserError
-from tdmpc2.fileio import atomic_file
+from tdmpc2.fileio import atomic_file, human_bytes
+from tdmpc2.memory import check_memory
+from tdmpc2.ranges import MOST_SEED, check_whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.tasks import TaskSet, task_set
 
@@ -30,6 +31,7 @@ _POOL_STEPS = 4000
 _BLOCK = 512
 _SEGMENT = 16_384
 """Episodes committed at a time."""
+_MOST = 10**9
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ class Source:
 def write_store(path: Path, tasks: TaskSet, episodes: int, seed: int, dtype: str) -> EpisodeStore:
     """Adds what is missing of the store's episodes, a segment at a time."""
     name = f"synthetic, seed {seed}, {episodes} episodes"
-    store = open_or_create(path, tasks, notes="synthetic: nothing can be learned from it", dtype=dtype)
+    with store_to_fill(path, tasks, notes="synthetic: nothing can be learned from it", dtype=dtype) as store:
+        _fill(store, path, name, tasks, episodes, seed)
+    return store
+
+
+def _fill(store: EpisodeStore, path: Path, name: str, tasks: TaskSet, episodes: int, seed: int) -> None:
     if any(segment.source != name for segment in store.segments):
         raise DataError(f"{path}: found {store.segments[0].source}, expected {name} or nothing; choose a new folder.")
     store.check_space(episodes - len(store))
@@ -89,12 +96,11 @@ def write_store(path: Path, tasks: TaskSet, episodes: int, seed: int, dtype: str
         progress.update(len(store))
         while len(store) < episodes:
             first, stop = len(store), min(len(store) + _SEGMENT, episodes)
-            with store.writer(source=name, first_episode=first) as writer:
+            with store.writer(source=name, first_episode=first, after=first) as writer:
                 for start in range(first, stop, _BLOCK):
                     block = source.block(start, min(start + _BLOCK, stop))
                     writer.write(block.obs, block.action, block.reward, block.task)
                     progress.update(len(block.task))
-    return store
 
 
 def write_published(path: Path, tasks: TaskSet, episodes: int, seed: int) -> None:
@@ -108,11 +114,10 @@ def write_published(path: Path, tasks: TaskSet, episodes: int, seed: int) -> Non
     needed = episodes * steps * (tasks.obs_dim + tasks.action_dim + 1 + 1) * 4
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > min(free, memory):
+    check_memory(f"{path} with {episodes:,} episodes", needed, "write fewer --episodes")
+    if needed > free:
         raise UserError(
-            f"{path}: needs {needed / 1e9:.1f} GB, found {free / 1e9:.1f} GB of disk and {memory / 1e9:.1f} GB of "
-            "memory; write fewer episodes."
+            f"{path}: needs {human_bytes(needed)}, found {human_bytes(free)} of disk; write fewer episodes."
         )
     obs = torch.empty(episodes, steps, tasks.obs_dim)
     action = torch.empty(episodes, steps, tasks.action_dim)
@@ -144,12 +149,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     tasks = task_set(arguments.task)
+    check_whole("--seed", arguments.seed, 0, MOST_SEED)
+    check_whole("--episodes", arguments.episodes, 1, _MOST)
     if arguments.episodes < len(tasks):
         raise UserError(f"--episodes {arguments.episodes}: expected at least {len(tasks)}, one of each task.")
     if arguments.published is not None:
         write_published(arguments.published, tasks, arguments.episodes, arguments.seed)
         print(
-            f"{arguments.published}: {arguments.episodes:,} episodes, {arguments.published.stat().st_size / 1e9:.2f} GB"
+            f"{arguments.published}: {arguments.episodes:,} episodes, {human_bytes(arguments.published.stat().st_size)}"
         )
     else:
         print(summary(write_store(arguments.store, tasks, arguments.episodes, arguments.seed, arguments.dtype)))

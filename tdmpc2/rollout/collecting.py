@@ -10,8 +10,9 @@ import numpy as np
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.envs import EnvPool, episode_seed
 from tdmpc2.errors import UserError
+from tdmpc2.ranges import MOST_EPISODES, check_whole
 from tdmpc2.rollout.controllers import Controller
-from tdmpc2.rollout.episodes import Job, run_episodes
+from tdmpc2.rollout.episodes import Job, check_jobs, run_episodes
 
 
 @dataclass
@@ -38,7 +39,7 @@ def collect(
     Args:
         store: must know the tasks; widths are its own.
         tasks: which tasks to run.
-        episodes: of each task.
+        episodes: of each task, 10**6 at most.
         controller_for, pool_for: make the controller and the pool for a number of slots.
         seed: with the store's size, so that a second collection into the same store differs, it decides every episode.
         source: kept with the segment.
@@ -46,16 +47,16 @@ def collect(
 
     Nothing is seen of an interrupted collection: the segment appears whole, at the end.
     """
-    if episodes < 1:
-        raise UserError(f"episodes must be at least 1, not {episodes}.")
+    check_whole("episodes", episodes, 1, MOST_EPISODES)
+    check_jobs(episodes, len(tasks), "collect fewer episodes at a time")
     unknown = [t for t in tasks if t not in store.tasks]
     if unknown:
         raise UserError(f"{store.path} is a store of {', '.join(store.tasks)}; it cannot take {', '.join(unknown)}.")
-    first = len(store)
-    # Named apart from evaluation, so that no agent is evaluated on starts that it was trained on.
-    jobs = [Job(t, n, episode_seed(seed, f"collect {t}", first + n)) for n in range(episodes) for t in tasks]
     collected = Collected({t: [] for t in tasks})
-    with pool_for(len(jobs)) as pool, store.writer(source=source, details={"seed": seed}) as writer:
+    with store.writer(source=source, details={"seed": seed}) as writer, pool_for(episodes * len(tasks)) as pool:
+        first = len(store)  # now that no other writer can add to it
+        # Named apart from evaluation, so that no agent is evaluated on starts that it was trained on.
+        jobs = [Job(t, n, episode_seed(seed, f"collect {t}", first + n)) for n in range(episodes) for t in tasks]
         controller = controller_for(pool.num_envs)
         for episode in run_episodes(pool, jobs, controller, record=True, on_decisions=on_decisions):
             assert episode.trajectory is not None

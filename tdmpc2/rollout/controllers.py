@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tdmpc2.agent import Agent
+from tdmpc2.ranges import MOST_SCALE, check_range
 from tdmpc2.rollout.episodes import Job
 from tdmpc2.tasks import TaskSet
 
@@ -36,13 +37,16 @@ class AgentController:
         slots: how many slots there are.
         mpc: plan; otherwise the policy prior acts.
         greedy: leave the exploration noise out.
-        noise: std of Gaussian noise added to every action, for collecting data.
+        noise: std of Gaussian noise added to every action, for collecting data; 10**6 at most.
     """
 
     def __init__(self, agent: Agent, slots: int, *, mpc: bool = True, greedy: bool = False, noise: float = 0.0) -> None:
+        if mpc and torch.get_num_threads() > 1:  # threads that share out plans are given all noise at once
+            agent.planner.check_memory(slots)
         self._agent = agent
         self._mpc = mpc
         self._greedy = greedy
+        check_range("noise", noise, 0, MOST_SCALE)
         self._noise = noise
         self._warm = agent.no_plan(slots)
         self._task = torch.zeros(slots, dtype=torch.int64, device=agent.device)
@@ -80,7 +84,7 @@ class RandomController:
         slots: how many slots there are.
         oscillate: each action is a sine of its own random frequency, phase and amplitude, which excites a system far
             more than independent noise does; otherwise independent uniform actions.
-        noise: std of Gaussian noise added to every action.
+        noise: std of Gaussian noise added to every action; 10**6 at most.
     """
 
     # Periods between 5 and 100 decisions cover what the tasks' bodies respond to.
@@ -89,6 +93,7 @@ class RandomController:
     def __init__(self, task_set: TaskSet, slots: int, *, oscillate: bool, noise: float = 0.0) -> None:
         self._task_set = task_set
         self._oscillate = oscillate
+        check_range("noise", noise, 0, MOST_SCALE)
         self._noise = noise
         self._masks = np.zeros((slots, task_set.action_dim), np.float32)
         self._waves = np.zeros((slots, 3, task_set.action_dim), np.float32)  # frequency, phase, amplitude

@@ -11,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs import EnvPool
+from tdmpc2.memory import check_memory
 
 if TYPE_CHECKING:
     from tdmpc2.rollout.controllers import Controller
 
 FloatArray = NDArray[np.float32]
 FrameSink = Callable[["Job", NDArray[np.uint8]], None]
+
+
+_JOB_BYTES = 200
+"""What one takes at the least, its place in a list and its result included."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class Job:
     task: str
     episode: int
     seed: int
+
+
+def check_jobs(episodes: int, tasks: int, advice: str) -> None:
+    """Raises a `UserError` when the memory cannot hold so many jobs of each task; `advice` names the key."""
+    check_memory(f"a list of {episodes:,} episodes of {tasks} tasks", episodes * tasks * _JOB_BYTES, advice)
 
 
 @dataclass(frozen=True)

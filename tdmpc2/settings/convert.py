@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,18 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain Python, to be kept with a run and its checkpoints."""
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    recorded = _recorded(content)
+    assert isinstance(recorded, dict)
+    return recorded
+
+
+def _recorded(value: Any) -> Any:
+    """With infinity as the text that sets it ("inf"): JSON has no number for it."""
+    if isinstance(value, dict):
+        return {str(key): _recorded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_recorded(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def path_of(config: DictConfig, key: str) -> Path | None:

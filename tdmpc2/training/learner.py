@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -14,6 +15,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.losses import LossWeights, RunningScale, UpdateNoise, policy_terms, world_model_losses
 from tdmpc2.model import WorldModel
+from tdmpc2.ranges import MOST_SCALE, check_range, check_share
 from tdmpc2.training.execution import CapturedStep, Execution
 from tdmpc2.training.peers import Peers
 
@@ -26,9 +28,9 @@ class OptimiserSettings:
     """Under the names of the released configuration.
 
     Attributes:
-        lr: learning rate of Adam.
-        enc_lr_scale: the encoder's share of it.
-        grad_clip_norm: largest gradient norm, of the world model and of the policy each.
+        lr: learning rate of Adam, 10**6 at most.
+        enc_lr_scale: the encoder's share of it, likewise.
+        grad_clip_norm: largest gradient norm, of the world model and of the policy each; inf does not clip.
         tau: how far target Q and the running scale move at each update.
     """
 
@@ -38,11 +40,10 @@ class OptimiserSettings:
     tau: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("lr", "enc_lr_scale", "grad_clip_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if not 0 < self.tau <= 1:
-            raise UserError(f"tau must lie in (0, 1], not {self.tau}.")
+        for name in ("lr", "enc_lr_scale"):
+            check_range(name, getattr(self, name), 0, MOST_SCALE, above=True)
+        check_range("grad_clip_norm", self.grad_clip_norm, 0, math.inf, above=True, infinite=True)
+        check_share("tau", self.tau, zero=False)
 
 
 class Learner:

@@ -32,8 +32,10 @@ from tdmpc2.errors import CheckpointError, DataError, UserError
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
-from tdmpc2.model import ModelDims, WorldModel, published_size
+from tdmpc2.memory import check_memory
+from tdmpc2.model import ModelDims, WorldModel, model_bytes, published_size, update_bytes
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_ROUNDS, MOST_SEED, MOST_SLICES, MOST_STEPS, check_whole
 from tdmpc2.reporting.log_file import logged_to
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
@@ -97,13 +99,14 @@ class TrainSettings:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "horizon", "log_freq", "state_freq"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.save_freq is not None and self.save_freq < 1:
-            raise UserError(f"save_freq must be at least 1, not {self.save_freq}.")
-        if self.eval_freq < 0:
-            raise UserError(f"eval_freq must be 0 (never) or more, not {self.eval_freq}.")
+        check_whole("batch_size", self.batch_size, 1, MOST_SLICES)
+        check_whole("horizon", self.horizon, 1, MOST_ROUNDS)
+        for name in ("steps", "log_freq", "state_freq"):
+            check_whole(name, getattr(self, name), 1, MOST_STEPS)
+        if self.save_freq is not None:
+            check_whole("save_freq", self.save_freq, 1, MOST_STEPS)
+        check_whole("eval_freq", self.eval_freq, 0, MOST_STEPS)
+        check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED if self.eval_freq else MOST_SEED)
 
     def identity(self) -> dict[str, Any]:
         """The settings that the updates depend on, and so may not change when a run resumes; `steps` may."""
@@ -166,6 +169,23 @@ def new_student(settings: TrainSettings) -> WorldModel:
         print(f"{source.path} has no target Q: it starts equal to Q.")
     model.load_state_dict(weights)
     return model.to(settings.device)
+
+
+def _check_memory(settings: TrainSettings, peers: Peers) -> None:
+    """Raises a `UserError` where the model, or an update of it on a CPU, cannot fit into this machine's memory."""
+    d = settings.dims
+    widths = f"enc_dim={d.enc_dim}, mlp_dim={d.mlp_dim}, latent_dim={d.latent_dim}, num_q={d.num_q}"
+    on_cpu = settings.device.type == "cpu"
+    check_memory(
+        f"a model of {widths}", model_bytes(d, training=on_cpu), "choose a smaller model_size, or lower these keys"
+    )
+    if on_cpu:
+        size = settings.batch_size // peers.size
+        check_memory(
+            f"an update of batch_size={settings.batch_size}, horizon={settings.horizon}",
+            update_bytes(d, size, settings.horizon),
+            "lower batch_size",
+        )
 
 
 def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers | None = None) -> TrainResult:
@@ -235,6 +255,7 @@ def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers)
     if state is not None:
         store = recorded_store(store, state.identity)
     peers.share(settings.batch_size)  # or one error before anything is written
+    _check_memory(settings, peers)
     labels = None if settings.labels is None else LabelColumn.open(settings.labels, store, settings.task_set.tasks)
     sampler = SliceSampler(
         store,
