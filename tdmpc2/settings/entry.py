@@ -16,7 +16,17 @@ from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.settings.schema import register_schemas
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "config"
+
+def _config_dir() -> Path:
+    """A clone's own configurations, at its root; else those that an installed package brings along."""
+    package = Path(__file__).resolve().parents[1]
+    own = package.parent / "config"
+    return (
+        own if (own / "train.yaml").is_file() and (package.parent / "pyproject.toml").is_file() else package / "config"
+    )
+
+
+CONFIG_DIR = _config_dir()
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -40,7 +50,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             keep_freed_memory()
             register_schemas()
             if not CONFIG_DIR.is_dir():
-                raise UserError(f"{CONFIG_DIR} is missing: run from a clone of the repository.")
+                raise UserError(f"{CONFIG_DIR} is missing: install the package anew, or run from a whole clone.")
             wants_traceback = "HYDRA_FULL_ERROR" in os.environ
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints errors itself, in many lines
             try:
