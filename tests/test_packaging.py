@@ -60,7 +60,7 @@ def test_configurations_of_an_installed_package_are_its_own(tmp_path: Path) -> N
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.CONFIG_DIR == tmp_path / "tdmpc2" / "config"
+    assert tmp_path / "tdmpc2" / "config" == module.CONFIG_DIR
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["project"]["scripts"]))
