@@ -261,3 +261,16 @@ def test_episodes_of_the_fixture_differ() -> None:
     """The slices above tell episodes and steps apart only if all rows differ."""
     obs = make_episodes(MT30, ALL, 21, 24, 6)["obs"]
     assert len(np.unique(obs[:, :, 0])) == 60 * 21
+
+
+def test_a_store_that_grew_gives_the_batches_of_before(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", FOUR, [0, 1, 2, 3] * 2)
+    expected = [SliceSampler(store, FOUR, 32, 3, seed=1).batch(step) for step in range(3)]
+    length, fingerprint = len(store), store.fingerprint
+    store.append(**make_episodes(FOUR, [3, 0, 1], 21, FOUR.obs_dim, FOUR.action_dim))
+    assert not same(SliceSampler(store, FOUR, 32, 3, seed=1).batch(0), expected[0])
+    past = EpisodeStore.open(tmp_path / "s").prefix(length, fingerprint)
+    assert past is not None
+    sampler = SliceSampler(past, FOUR, 32, 3, seed=1)
+    assert sampler.num_episodes == 8
+    assert all(same(sampler.batch(step), batch) for step, batch in enumerate(expected))

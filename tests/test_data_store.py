@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -418,3 +419,30 @@ def test_opening_a_store_needs_no_torch() -> None:
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
         == 0
     )
+
+
+# -- what it was before it grew ------------------------------------------------------------------------------
+
+
+def test_a_prefix_is_the_store_as_it_was(tmp_path: Path) -> None:
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21)
+    data, sizes = episodes(), (0, 2, 3, 5)
+    before: dict[int, str] = {0: store.fingerprint}
+    for first, stop in itertools.pairwise(sizes):
+        store.append(**{key: value[first:stop] for key, value in data.items()})
+        before[stop] = store.fingerprint
+    for count, fingerprint in before.items():
+        past = EpisodeStore.open(tmp_path / "s").prefix(count, fingerprint)
+        assert past is not None and past.fingerprint == fingerprint
+        if count:
+            assert_holds(past, {key: value[:count] for key, value in data.items()})
+            assert past.verify() == past.num_bytes + count * 6
+        assert past.returns().shape == (count,) and past.notes == store.notes
+        with pytest.raises(DataError, match=f"as it was with {count} episodes"):
+            past.append(**data)
+        store.append(**data)  # grows on while the past is read
+        assert len(past) == count
+        assert past.prefix(0, before[0]) is not None
+    assert store.prefix(4, before[5]) is None, "not where a segment ends"
+    assert store.prefix(5, before[3]) is None, "another store's"
+    assert store.prefix(10_000, before[5]) is None

@@ -443,3 +443,21 @@ def test_bytes_after_the_committed_ones_are_cut_off(tmp_path: Path) -> None:
     (path / "labels.f32").write_bytes(whole[: 6 * 24] + os.urandom(len(whole)))
     labelled(path, store, teacher, batch_size=5)
     assert values(path) == whole
+
+
+def test_labels_of_a_store_that_grew_since(tmp_path: Path) -> None:
+    store, teacher = small_store(tmp_path / "s"), teacher_for()
+    length, fingerprint = len(store), store.fingerprint
+    path = labelled(tmp_path / "c", store, teacher)
+    expected = LabelColumn.open(path, store, DUO.tasks).at(np.arange(10), np.full(10, 2))
+    make_store(tmp_path / "more", DUO, [0], steps=6)
+    more = EpisodeStore.open(tmp_path / "more").read_episodes(0, 1)
+    store.append(more.obs, more.action, more.reward, more.task)
+    with pytest.raises(DataError, match="made of another store"):
+        LabelColumn.open(path, store, DUO.tasks)
+    past = store.prefix(length, fingerprint)
+    assert past is not None
+    np.testing.assert_array_equal(LabelColumn.open(path, past, DUO.tasks).at(np.arange(10), np.full(10, 2)), expected)
+    sampler = SliceSampler(past, DUO, 8, 3, seed=1, labels=LabelColumn.open(path, past, DUO.tasks))
+    assert torch.isfinite(sampler.batch(0).teacher_reward).all()
+    assert labelled(tmp_path / "anew", past, teacher).exists() and values(tmp_path / "anew") == values(path)

@@ -132,9 +132,11 @@ class EpisodeStore:
     `notes` and each segment's `source` and `details` say where the data comes from.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: Header, *, read_only: bool = False) -> None:
         self.path = path
         self.header = header
+        self.read_only = read_only
+        """True of what `prefix` gives."""
         self._mapping: mmap.mmap | None = None
 
     @classmethod
@@ -200,6 +202,23 @@ class EpisodeStore:
                     "the file again from where it came, or make the store anew."
                 )
         return cls(path, header)
+
+    def prefix(self, episodes: int, fingerprint: str) -> EpisodeStore | None:
+        """The store as it was when it had that many episodes, to be read only; None when it never was that store.
+
+        A store only grows, by whole segments, so what it was once is the front of what it is now: for a run that
+        goes on, or labels that are read, after more was added.
+
+        Args:
+            episodes: `len` of the store then.
+            fingerprint: its `fingerprint` then; the prefix has the same.
+        """
+        held = itertools.accumulate((segment.episodes for segment in self.segments), initial=0)
+        for count, total in enumerate(held):
+            if total == episodes:
+                past = EpisodeStore(self.path, replace(self.header, segments=self.segments[:count]), read_only=True)
+                return past if past.fingerprint == fingerprint else None
+        return None
 
     def __len__(self) -> int:
         """The number of episodes."""
@@ -393,6 +412,8 @@ class EpisodeStore:
 
         `first_episode` is the number that the source gives to the first one: errors name episodes by the source's.
         """
+        if self.read_only:
+            raise DataError(f"{self.path}: this is the store as it was with {len(self)} episodes; open it to add more.")
         return StoreWriter(self, source, dict(details or {}), first_episode)
 
     def check_space(self, episodes: int, task_shares: npt.NDArray[np.float64] | None = None) -> None:
