@@ -36,6 +36,7 @@ from tdmpc2.evaluation.results import this_machine
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, WorldModel, model_dims
+from tdmpc2.model.capabilities import half_product_problem
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.tasks import task_set
 from tdmpc2.training import Execution, Learner, OptimiserSettings
@@ -110,7 +111,12 @@ def update_bytes(d: ModelDims, batch: int, horizon: int, learnable: int, target:
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(FLOP/s of a large product, bytes/s of a large copy), the best of several."""
+    """(FLOP/s of a large product, bytes/s of a large copy), the best of several.
+
+    On a CPU whose products in half types are slower than float32's, they are float32's, as the planner's are.
+    """
+    if device.type == "cpu" and dtype != torch.float32 and half_product_problem(dtype) is not None:
+        dtype = torch.float32
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     c = torch.empty(64 << 20, device=device)

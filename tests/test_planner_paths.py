@@ -26,6 +26,7 @@ from model_fixtures import (
     student_decisions,
     tensors,
 )
+from run_fixtures import TINY_PLANNER, run_program, tiny_run
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
@@ -305,6 +306,29 @@ def test_what_a_cpu_cannot_do_is_said(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("tdmpc2.planner.execution.build_problem", lambda: "no compiler")
     assert not PlanExecution(compile=True).possible(cpu).compile
     assert "plans run eagerly: no compiler" in capsys.readouterr().err
+
+
+OLDER_CPU = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def test_programs_compute_in_bfloat16_on_a_cpu_without_avx512(tmp_path: Path) -> None:
+    """As most desktops are: the product's own advice of `precision=bfloat16` must not end there."""
+    checkpoint = tiny_run(tmp_path / "run", "steps=1", "save_freq=1").checkpoint
+    keys = [f"checkpoint={checkpoint}", *TINY_PLANNER, "eval_episodes=1", "num_workers=0", "device=cpu"]
+    done = run_program("tdmpc2/evaluate.py", *keys, "precision=bfloat16", cwd=tmp_path, **OLDER_CPU)
+    assert done.returncode == 0, done.stderr
+    benchmark = ("--envs", "1", "--mode", "eager", "eager-bf16", "--seconds", "0.1", "--device", "cpu")
+    done = run_program("benchmarks/plan.py", *benchmark, cwd=tmp_path, PYTHONPATH=str(ROOT), **OLDER_CPU)
+    assert done.returncode == 0 and "eager-bf16" in done.stdout, done.stderr
+
+
+def test_a_benchmark_goes_on_without_what_is_not_possible(tmp_path: Path) -> None:
+    modes = ("--mode", "eager", "compiled", "--seconds", "0.1", "--device", "cpu", "--envs", "1")
+    changes = {"CC": "no-such-compiler", "PYTHONPATH": str(ROOT)}
+    done = run_program("benchmarks/plan.py", *modes, cwd=tmp_path, **changes)
+    assert done.returncode == 0, done.stderr
+    assert "compiled: mode compiled is not possible here" in done.stderr
+    assert "eager" in done.stdout and "compiled" not in done.stdout
 
 
 # -- CUDA ------------------------------------------------------------------------------------------------------------
