@@ -329,6 +329,10 @@ def test_a_benchmark_goes_on_without_what_is_not_possible(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "compiled: mode compiled is not possible here" in done.stderr
     assert "eager" in done.stdout and "compiled" not in done.stdout
+    rows = ("--rows", "8", "--repeats", "1", "--no-torch-compile")
+    done = run_program("benchmarks/kernels.py", *rows, cwd=tmp_path, **changes)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("C is not possible here: no C compiler") and "LayerNorm, Mish" in done.stdout
 
 
 # -- CUDA ------------------------------------------------------------------------------------------------------------
