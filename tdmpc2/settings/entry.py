@@ -26,7 +26,8 @@ from tdmpc2.settings.schema import IN_PATH, NOT_IN_NAMES, SCHEMAS, TEXT_KEYS, re
 
 _IN_CLONE = Path(__file__).resolve().parents[2] / "config"
 _IN_PACKAGE = Path(__file__).resolve().parents[1] / "config"
-CONFIG_DIR = _IN_CLONE if _IN_CLONE.is_dir() else _IN_PACKAGE
+# Beside an installed package may lie some other project's `config`.
+CONFIG_DIR = _IN_CLONE if (_IN_CLONE.parent / "pyproject.toml").is_file() else _IN_PACKAGE
 """The Hydra tree: the clone's own, or the one that an installed package brings along."""
 _QUOTING = "quote a value that holds spaces, commas, '=', brackets or letters beyond ASCII: \"key='value'\""
 
