@@ -135,7 +135,9 @@ def random_teacher(
 
     Its reward head's last weight is not 0, as a new model's is, so that its predictions differ.
     """
-    check_memory("a teacher of these dimensions", model_bytes(dims), "choose a smaller teacher or lower teacher.…_dim")
+    # It has two parts of a model whose others are no smaller together than this many of them.
+    least = model_bytes(dims) // (2 * dims.num_q + 4)
+    check_memory("a teacher of these dimensions", least, "choose a smaller teacher or lower teacher.…_dim")
     masks = task_set.action_masks() if task_set.multitask else None
     model = WorldModel(dims, masks, TEACHER_PARTS)
     generator = torch.Generator().manual_seed(seed)
