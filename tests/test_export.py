@@ -194,14 +194,24 @@ def test_int8_dynamic_exports_as_int8(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_broken_count_as_zero(tmp_path: Path) -> None:
-    bias = torch.full_like(small_model().q_heads.layers[2].get_parameter("bias"), torch.nan)
-    path = saved(tmp_path / "nan.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.bias": bias})
+    """Weights so large that every Q value is inf - inf; weights that are not finite are refused before."""
+    weight = torch.full_like(small_model().q_heads.layers[2].get_parameter("weight"), 3e38)
+    path = saved(tmp_path / "large.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.weight": weight})
     export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
     agent = OnnxAgent(tmp_path / "out", seed=0)
     obs, task, warm, noise = golden_plan(golden())
     plan = agent.plan(obs.numpy(), task.numpy(), warm.numpy(), as_numpy(noise))
     assert not np.stack(plan.values).any()
     assert np.isfinite(plan.action).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    bias = torch.full_like(small_model().q_heads.layers[2].get_parameter("bias"), value)
+    path = saved(tmp_path / "nan.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.bias": bias})
+    with pytest.raises(CheckpointError, match=r"nan\.safetensors: 'q_heads\.layers\.2\.bias' holds NaN or infinity"):
+        export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_action_spoils_its_own_trajectory_alone(small_folder: Path) -> None:

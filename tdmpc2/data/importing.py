@@ -9,7 +9,7 @@ from pathlib import Path
 from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.data.store import EpisodeStore, is_free
-from tdmpc2.errors import DataError
+from tdmpc2.errors import DataError, printable
 from tdmpc2.tasks import TaskSet
 
 _BLOCK_BYTES = 64 << 20
@@ -92,19 +92,19 @@ def summary(store: EpisodeStore) -> str:
     for task, name in enumerate(store.tasks):
         own = returns[ids == task]
         scores = f"{own.mean():>12.1f} {own.max():>7.1f}" if len(own) else f"{'-':>12} {'-':>7}"
-        lines.append(f"{name:<24} {len(own):>9,} {len(own) * store.episode_steps:>12,} {scores}")
+        lines.append(f"{printable(name):<24} {len(own):>9,} {len(own) * store.episode_steps:>12,} {scores}")
     lines.append(f"{'all':<24} {len(store):>9,} {store.num_transitions:>12,}")
     lines.append(
         f"{store.path}: obs {store.obs_dim}, action {store.action_dim}, {store.episode_steps} steps an episode, "
         f"{store.num_bytes / 1e9:.2f} GB of {store.header.dtype}, fingerprint {store.fingerprint}"
     )
     if store.notes:
-        lines.append(f"notes: {store.notes}")
+        lines.append(f"notes: {printable(store.notes, 2000)}")
     sources: dict[str, int] = {}
     for segment in store.segments:
         source = segment.source or "an unnamed source"
         sources[source] = sources.get(source, 0) + segment.episodes
-    lines.extend(f"{episodes:,} episodes from {source}" for source, episodes in sources.items())
+    lines.extend(f"{episodes:,} episodes from {printable(source, 1000)}" for source, episodes in sources.items())
     return "\n".join(lines)
 
 
