@@ -28,7 +28,9 @@ from tdmpc2.data.importing import import_files, open_or_create, summary
 from tdmpc2.data.labels import LabelColumn, LabelFacts, LabelWriter, verify_labels
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.evaluation.comparison import compare, comparison_text
+from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine, joined, load_json, results_table
 from tdmpc2.export.files import export_agent
 from tdmpc2.export.numpy_agent import CHECKSUM, OnnxAgent, facts_checksum
 from tdmpc2.reporting.sinks import FileSink, metric_series, read_metrics
@@ -327,3 +329,104 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, name: str, value:
     torch.save({n: t.half() for n, t in content.items()}, tmp_path / "half.pt")
     with pytest.raises(CheckpointError, match=r"half\.pt: 'task_embedding' holds NaN or infinity"):
         load_model(tmp_path / "half.pt", small_tasks())
+
+
+EVIL = "x\x1b[31m\r\n\u202ey"
+
+
+def results(path: Path, **changes: Any) -> EvaluationResult:
+    """A results file whose texts are what a terminal would obey, read back."""
+    episodes = tuple(EpisodeResult(EVIL, n, 7, 100.0 * n, 500) for n in range(3))
+    configuration = {"planner": {"horizon": EVIL}, EVIL: 1, "other": 2}
+    values: dict[str, Any] = {
+        "label": EVIL,
+        "task_set": EVIL,
+        "tasks": (EVIL,),
+        "episodes": episodes,
+        "configuration": configuration,
+        "machine": Machine(EVIL, 2, EVIL),
+        "wall_seconds": 1.0,
+        "decisions": 1500,
+        "versions": {"mujoco": EVIL, EVIL: "1"},
+    }
+    EvaluationResult(**(values | changes)).save_json(path)
+    return load_json(path)
+
+
+def is_plain(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def test_results_show_no_control_characters(tmp_path: Path) -> None:
+    first = results(tmp_path / "a.json")
+    machine = Machine("b", 2, "b\x07")
+    second = results(tmp_path / "b.json", configuration={}, versions={"mujoco": "2\x1b"}, machine=machine)
+    assert is_plain(results_table(first, {EVIL: 1.0}, 1.0, EVIL))
+    for style in ("plain", "markdown"):
+        assert is_plain(results_table(first, style=style))
+        text = comparison_text(compare(first, second), style=style)
+        assert is_plain(text)
+        assert "planner settings differ" in text
+    other = results(tmp_path / "c.json", tasks=("t",), episodes=(EpisodeResult("t", 0, 1, 1.0, 5),))
+    for refused in (
+        lambda: compare(first, other),
+        lambda: joined([first, second], "x"),
+        lambda: joined([first] * 2, "x"),
+    ):
+        with pytest.raises(UserError) as caught:
+            refused()
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"episode": 1,', '"episode": -1,', r"'episodes\[1\].episode' is -1, expected a whole number from 0 on"),
+        ('"episode": 1,', '"episode": true,', "is True, expected a whole number"),
+        ('"episode": 1,', '"episode": 1' + "0" * 60 + ",", "expected a whole number"),
+        ('"episode": 1,', '"episode": 1, "episode": 2,', "holds the key 'episode' twice"),
+        ('"cores": 2', '"cores": -2', "cores' is -2"),
+        ('"decisions": 1500', '"decisions": false', "decisions' is False"),
+        ('"wall_seconds": 1.0', '"wall_seconds": NaN', "holds NaN, which is not JSON"),
+        ('"wall_seconds": 1.0', '"wall_seconds": true', "wall_seconds' is True"),
+    ],
+)
+def test_numbers_in_results_that_cannot_be(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "a.json"
+    results(path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as caught:
+        load_json(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task_set": EVIL},
+        {"tasks": (EVIL, "b", "c")},
+        {"versions": {EVIL: "1"}},
+        {"versions": {"torch": EVIL}},
+        {"step": -1},
+        {"step": True},
+        {"step": 10**30},
+        {"task_set": "x" * 10_000},
+    ],
+)
+def test_checkpoints_name_nothing_that_a_terminal_cannot_show(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, small_model().state_dict(), metadata(**changes))
+    with pytest.raises(CheckpointError, match="its metadata is damaged") as caught:
+        load_model(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "key", ["_pi.\u00b2.weight", "_Qs.params.\u0663", "_Qs.params." + "9" * 5000, "_pi.\x1b[31m.weight"]
+)
+def test_names_of_released_tensors_that_are_almost_right(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(released(False) | {key: torch.zeros(2)}, path)
+    assert not loads(lambda: load_model(path, small_tasks()), path)

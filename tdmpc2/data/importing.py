@@ -157,4 +157,4 @@ def _identity(details: dict[str, object]) -> tuple[object, object]:
 
 
 def _layout(tasks: tuple[str, ...], obs_dim: int, action_dim: int, episode_steps: int) -> str:
-    return f"{len(tasks)} tasks ({tasks[0]}, …), obs {obs_dim}, action {action_dim}, {episode_steps} steps"
+    return f"{len(tasks)} tasks ({printable(tasks[0])}, …), obs {obs_dim}, action {action_dim}, {episode_steps} steps"
