@@ -36,8 +36,8 @@ class Damaged(Exception):
 
 
 @contextlib.contextmanager
-def refusing(refuse: Callable[[str], UserError]) -> Iterator[None]:
-    """Turns whatever goes wrong in reading a file into the one documented error that `refuse` makes of the reason.
+def refusing(path: Path, kind: type[UserError], damaged: Callable[[str], str]) -> Iterator[None]:
+    """Turns whatever goes wrong in reading a file into one error of this kind; `damaged` makes its text of the reason.
 
     Damaged bytes make zipfile, struct, mmap and the codecs raise nearly any error, memory and recursion included.
     """
@@ -46,11 +46,13 @@ def refusing(refuse: Callable[[str], UserError]) -> Iterator[None]:
     except UserError:
         raise
     except Damaged as error:
-        raise refuse(str(error)) from error
+        raise kind(f"{path}: {damaged(str(error))}") from error
     except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror or error}") from error
+        raise kind(
+            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions."
+        ) from error
     except Exception as error:
-        raise refuse(f"{type(error).__name__}: {error}") from error
+        raise kind(f"{path}: {damaged(f'{type(error).__name__}: {error}')}") from error
 
 
 @dataclass(frozen=True)

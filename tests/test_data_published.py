@@ -419,6 +419,13 @@ def test_files_that_are_something_else(tmp_path: Path, tensors: dict[str, torch.
         PublishedFile.open(path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that can be opened and not read")
+def test_a_file_that_cannot_be_read() -> None:
+    with pytest.raises(DataError, match="/proc/self/mem: ") as caught:
+        PublishedFile.open("/proc/self/mem")
+    assert str(caught.value).isprintable()
+
+
 def test_fields_of_the_wrong_kind(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "a.pt"
     cases: list[tuple[dict[str, Any], str]] = [

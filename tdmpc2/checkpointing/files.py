@@ -131,10 +131,10 @@ def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
 def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     wanted = set(ALL_PARTS if parts is None else parts)
 
-    def refuse(reason: str) -> CheckpointError:
-        return CheckpointError(f"{path}: truncated or not a safetensors checkpoint ({printable(reason)}).")
+    def damaged(reason: str) -> str:
+        return f"truncated or not a safetensors checkpoint ({printable(reason)})."
 
-    with refusing(refuse), safetensors.safe_open(path, framework="pt") as file:
+    with refusing(path, CheckpointError, damaged), safetensors.safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY))
         names = set(file.keys())

@@ -60,10 +60,10 @@ def read_torch_file(path: Path, *, mapped: bool) -> object:
         ForeignObject: when its pickle holds anything else; nothing of it was run.
     """
 
-    def refuse(reason: str) -> CheckpointError:
-        return CheckpointError(f"{path}: truncated or not a torch checkpoint ({printable(reason)}).")
+    def damaged(reason: str) -> str:
+        return f"truncated or not a torch checkpoint ({printable(reason)})."
 
-    with refusing(refuse):
+    with refusing(path, CheckpointError, damaged):
         archive = Archive(path, max_pickle_bytes=_MAX_PICKLE_BYTES, verify=True)
         root = read_pickle(archive.pickle, _Tensors(path, archive, mapped), _MAX_INSTRUCTIONS)
         if isinstance(root, Name | _Storage):

@@ -128,7 +128,7 @@ class PublishedFile:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing"
             raise DataError(f"{path}: found {found}, expected a dataset file (.pt); check the path.")
-        with refusing(lambda reason: _bad(path, _described(path, reason))):
+        with refusing(path, DataError, lambda reason: _get_again(_described(path, reason))):
             return cls._opened(path)
 
     @classmethod
@@ -228,8 +228,11 @@ def _check_stored(path: Path, views: Mapping[str, TensorView], stored: int) -> N
 
 def _described(path: Path, reason: str) -> str:
     """What is wrong with a file, in words for what was found instead where that is plain to see."""
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return reason
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the dataset file itself"
     if head.startswith(b"PK"):
@@ -408,7 +411,11 @@ def _dtype(name: Name) -> str:
 
 
 def _bad(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {printable(what, 500)}; download it again, or save it again with torch.save.")
+    return DataError(f"{path}: {_get_again(what)}")
+
+
+def _get_again(what: str) -> str:
+    return f"{printable(what, 500)}; download it again, or save it again with torch.save."
 
 
 def _fields(path: Path, root: object) -> dict[str, TensorView]:

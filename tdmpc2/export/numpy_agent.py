@@ -120,7 +120,10 @@ class OnnxAgent:
         for name, path in self._files.items():
             data = _checked(path, facts["crc32"])
             with _one_kind_of_error(path, "is no graph that onnxruntime can load"):
-                session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+                # Without its fallback, which prints the error and tries the same again.
+                session = onnxruntime.InferenceSession(
+                    data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                )
                 _check_interface(path, session, self._interface(name))
             self._sessions[name] = session
         self._rng = np.random.default_rng(seed)

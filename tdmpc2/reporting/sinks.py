@@ -328,10 +328,11 @@ def _is_metric(value: Any) -> bool:
 def _kept_id(path: Path) -> str:
     """The W&B run of an interrupted training, empty where the file holds no such thing."""
     try:
-        found = path.read_bytes()[:_LONGEST_ID].decode("ascii", "replace").strip()
+        with path.open("rb") as file:
+            found = file.read(2 * _LONGEST_ID).decode("ascii", "replace").strip()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
-    return found if re.fullmatch(r"[A-Za-z0-9_-]+", found) else ""
+    return found if len(found) <= _LONGEST_ID and re.fullmatch(r"[A-Za-z0-9_-]+", found) else ""
 
 
 def _json_line(row: Row) -> str:
