@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.checkpointing.torchfile import read_torch_file
-from tdmpc2.errors import CheckpointError
+from tdmpc2.errors import CheckpointError, printable
 from tdmpc2.fileio import atomic_file
 from tdmpc2.training.identity import check_identity
 from tdmpc2.training.learner import Learner
@@ -121,8 +121,8 @@ class StateFolder:
                 odd = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if odd is not None:
             raise CheckpointError(
-                f"{self.folder}: the training state does not fit this version's learner ({odd}); use the version "
-                "that wrote it, or start another run (exp_name=…)."
+                f"{self.folder}: the training state does not fit this version's learner ({printable(odd)}); use the "
+                "version that wrote it, or start another run (exp_name=…)."
             )
 
 
@@ -135,7 +135,7 @@ def _parsed(path: Path, content: object) -> TrainingState:
             "identity": dict(identity),
             "pending": bool(pending),
         } if version == _VERSION and type(step) is int and step >= 0:
-            if all(isinstance(key, str) for key in (*learner, *identity)):
+            if all(isinstance(key, str) and key.isprintable() for key in (*learner, *identity)):
                 return TrainingState(step, learner, identity, pending)
         case {"version": int(version)} if version != _VERSION:
             raise CheckpointError(f"{path}: has version {version}, expected {_VERSION}.")
