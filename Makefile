@@ -23,10 +23,12 @@ test-avx2: setup-dev
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m "slow and not cuda" --timeout 3600
 
-# Kills, full disks and damaged states many times, and the property tests with twenty times the cases: hours.
+# Kills, full disks and damaged states many times, the property tests with twenty times the cases (over 10,000 damaged
+# files), and 1,000 random command lines: hours.
 test-reliability: setup-dev
 	$(BIN)/python -m pytest tests/test_reliability.py -m slow --timeout 3600
 	$(BIN)/python -m pytest tests/test_properties_*.py --hypothesis-profile=slow --timeout 3600
+	$(BIN)/python -m pytest tests/test_command_lines.py -m slow --timeout 3600
 
 test-cuda: setup-dev
 	$(BIN)/python -m pytest -m cuda

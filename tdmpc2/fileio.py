@@ -47,6 +47,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
     try:
         if target.is_symlink():
             target = target.resolve()  # replace what the link names, not the link itself
+        _require_name(target)
         permissions = target.stat().st_mode & 0o777 if target.exists() else None
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,9 +110,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     made: list[Path] = []
     try:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-        target.is_symlink()  # raises where the name is too long
+        _require_name(target)
         made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         probe = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
@@ -138,6 +137,14 @@ def write_or_rescue(path: str | os.PathLike[str], write: Callable[[Path], object
         rescued = Path(tempfile.mkdtemp(prefix="tdmpc2-")) / Path(path).name[:100]
         write(rescued)
         raise UserError(f"{error} What it was to hold is in {rescued}.") from None
+
+
+def _require_name(target: Path) -> None:
+    """Raises an OSError where no file can have this path: a folder has it, or its name is too long."""
+    if not target.name or target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    with contextlib.suppress(FileNotFoundError):
+        target.lstat()
 
 
 def _out_of_space(error: BaseException | None) -> OSError | None:

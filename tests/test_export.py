@@ -353,6 +353,20 @@ def test_an_earlier_export_is_replaced(small_file: Path, tmp_path: Path) -> None
     assert OnnxAgent(tmp_path).planner["num_samples"] == 9
 
 
+def test_an_export_of_another_student_is_not_replaced(small_file: Path, tmp_path: Path) -> None:
+    export_agent(small_file, tmp_path / "out")
+    held = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    model = small_model()
+    with torch.no_grad():
+        model.policy_head.get_parameter("layers.0.weight").mul_(2)
+    other = tmp_path / "other.safetensors"
+    tasks = small_tasks()
+    save_checkpoint(other, model.state_dict(), CheckpointMetadata(tasks.name, tasks.tasks, model.dims, None, 0))
+    with pytest.raises(UserError, match="holds another agent"):
+        export_agent(other, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == held
+
+
 def test_released_files_need_their_task_set(shared_checkpoints: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not name its tasks"):
         export_agent(shared_checkpoints / RELEASED, tmp_path)

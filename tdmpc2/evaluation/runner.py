@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tdmpc2.agent import Agent
 from tdmpc2.envs import EnvPool, episode_seed
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
+from tdmpc2.fileio import write_or_rescue
 from tdmpc2.ranges import MOST_ENVS, MOST_EPISODES, MOST_SEED, MOST_WORKERS, check_whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.rollout import AgentController, Job, check_jobs, run_episodes
@@ -161,8 +162,8 @@ def evaluate_to_files(
     """`evaluate` with a progress line; writes <label>.json and <label>.csv into `folder`."""
     with Progress(settings.decisions_of(agent.task_set), f"evaluating {label}", "decisions") as progress:
         result = evaluate(agent, settings, label=label, configuration=configuration, on_decisions=progress.update)
-    result.save_json(folder / f"{label}.json")
-    result.save_csv(folder / f"{label}.csv")
+    write_or_rescue(folder / f"{label}.json", result.save_json)
+    write_or_rescue(folder / f"{label}.csv", result.save_csv)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tdmpc2.planner import PlannerSettings
 from tdmpc2.tasks import TaskSet
 
 try:
-    from tdmpc2.export.numpy_agent import CHECKSUM, FORMAT, FORMAT_VERSION, facts_checksum
+    from tdmpc2.export.numpy_agent import CHECKSUM, FORMAT, FORMAT_VERSION, facts_checksum, read_facts
 except ImportError as error:
     raise UserError("export needs the packages onnx and onnxruntime: pip install onnx onnxruntime") from error
 
@@ -38,13 +39,13 @@ def export_agent(
 
     Args:
         checkpoint: a released `.pt` file or this project's `.safetensors`.
-        folder: new, empty, or of an earlier export, which is replaced.
+        folder: new, empty, or of an earlier export of the same weights, which is replaced.
         task: the task set or its name; needed for released files.
         planner: the planner's numbers; default the papers'.
 
     Raises:
         CheckpointError: for a damaged file, one without the parts that planning needs, or another task set.
-        UserError: for a folder that holds other things, or a model too large for ONNX files.
+        UserError: for a folder that holds other things or another agent, or a model too large for ONNX files.
     """
     folder, planner = Path(folder), planner or PlannerSettings()
     _require_free(folder)
@@ -52,6 +53,8 @@ def export_agent(
     tasks = checkpoint_task_set(source, task)
     model = _export_model(source, tasks, planner.horizon)
     graphs = {f"{name}.onnx": build_graph(name, model) for name in GRAPHS}
+    checksums = {name: zlib.crc32(data) for name, data in graphs.items()}
+    _require_same_agent(folder, checksums)
     facts = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -64,7 +67,7 @@ def export_agent(
         "dims": asdict(source.dims),
         "planner": asdict(planner),
         "versions": package_versions(),
-        "crc32": {name: zlib.crc32(data) for name, data in graphs.items()},
+        "crc32": checksums,
     }
     program = Path(__file__).with_name(PROGRAM).read_bytes()
     # Of what is read back: JSON knows no tuples.
@@ -91,3 +94,13 @@ def _require_free(folder: Path) -> None:
         raise UserError(
             f"{folder}: holds other things ({printable(', '.join(others[:3]))}); give a new or an empty folder."
         )
+
+
+def _require_same_agent(folder: Path, checksums: Mapping[str, int]) -> None:
+    """Refuses to replace another agent. Only the value graph depends on the planner; half an export may be replaced."""
+    try:
+        held = read_facts(folder)["crc32"]
+    except ValueError:
+        return
+    if any(held[name] != checksum for name, checksum in checksums.items() if name != "value.onnx" and name in held):
+        raise UserError(f"{folder}: holds another agent; give a new folder, or remove this one.")

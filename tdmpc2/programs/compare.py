@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
+from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.fileio import atomic_write_text
@@ -27,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the comparison to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args(arguments)
+    if options.json and Path(options.json).exists():
+        raise UserError(f"{options.json} exists; name another file with --json, or remove it.")
     comparison = compare(load_json(options.a), load_json(options.b), over=options.over)
     if options.json:
         atomic_write_text(options.json, json.dumps(comparison.to_json(), indent=1) + "\n")

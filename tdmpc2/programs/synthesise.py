@@ -154,6 +154,8 @@ def main() -> None:
     if arguments.episodes < len(tasks):
         raise UserError(f"--episodes {arguments.episodes}: expected at least {len(tasks)}, one of each task.")
     if arguments.published is not None:
+        if arguments.published.exists():
+            raise UserError(f"{arguments.published} exists; name another file with --published, or remove it.")
         write_published(arguments.published, tasks, arguments.episodes, arguments.seed)
         print(
             f"{arguments.published}: {arguments.episodes:,} episodes, {human_bytes(arguments.published.stat().st_size)}"
