@@ -78,6 +78,14 @@ def _expect(what: str, value: Any, *kinds: type) -> Any:
     return value
 
 
+def _dims(path: Path, content: dict[str, Any]) -> ModelDims:
+    numbers = {n: _expect(n, v, int, float) for n, v in content.items()}
+    try:
+        return ModelDims(**numbers)
+    except UserError as error:
+        raise CheckpointError(f"{path}: no model has its dimensions ({printable(error)}).") from error
+
+
 def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, dict[str, int]]:
     """The metadata and the CRC-32 of each tensor.
 
@@ -100,7 +108,7 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
         # Nor did they name the version of their scheme.
         raw.setdefault("scheme_version", 1)
         known = {f.name: _expect(f.name, raw[f.name], *_TYPES[f.name]) for f in fields(CheckpointMetadata)}
-        known["dims"] = ModelDims(**{n: _expect(n, v, int, float) for n, v in known["dims"].items()})
+        known["dims"] = _dims(path, known["dims"])
         known["tasks"] = tuple(_expect("a task", task, str) for task in known["tasks"])
         known["versions"] = {n: _expect(f"version of {n}", v, str) for n, v in known["versions"].items()}
         sums = _expect("crc32", raw["crc32"], dict)
