@@ -1,17 +1,24 @@
 # make quickstart   sets up .venv and runs the whole path on the embedded default
 # make test         sets up .venv and runs lint, types and tests
+# make test-avx2    runs what depends on the processor as on one without AVX-512
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEVICE ?= auto
 
-.PHONY: quickstart test test-slow test-reliability test-cuda lint setup setup-dev teacher clean
+.PHONY: quickstart test test-avx2 test-slow test-reliability test-cuda lint setup setup-dev teacher clean
 
 quickstart: setup
 	$(BIN)/python scripts/quickstart.py --device $(DEVICE)
 
 test: setup-dev lint
 	$(BIN)/python -m pytest
+
+# torch and oneDNN then use no later instructions. Left out are torch's compiler, which takes minutes, and processes.
+test-avx2: setup-dev
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/test_planner*.py \
+	  tests/test_quantisation*.py tests/test_export.py tests/test_execution.py tests/test_teacher.py \
+	  -k "not compiled_equals_eager and not processes and not shared_out"
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m "slow and not cuda" --timeout 3600

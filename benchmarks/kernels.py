@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,9 +22,10 @@ from torch.nn import functional as F
 
 from tdmpc2.errors import run_program
 from tdmpc2.evaluation.results import this_machine
+from tdmpc2.model.capabilities import compile_problem
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Dense, Kernels
-from tdmpc2.planner.native import native_kernels
+from tdmpc2.planner.native import build_problem, native_kernels
 from tdmpc2.reporting.tables import format_table
 
 HIDDEN, LATENT, GROUP, BINS = 384, 128, 8, 101
@@ -40,7 +42,7 @@ def one_pass_norm_mish(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (y * n / (n + 2)).to(x.dtype)
 
 
-def functions(rows: int, dtype: torch.dtype, compiled: bool) -> dict[str, Ways]:
+def functions(rows: int, dtype: torch.dtype, left_out: set[str]) -> dict[str, Ways]:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
@@ -76,7 +78,7 @@ def functions(rows: int, dtype: torch.dtype, compiled: bool) -> dict[str, Ways]:
             "C": lambda: native.expectation(logits, bins),
         },
     }
-    if compiled:
+    if "compiled" not in left_out:
         norm_mish, norm_simnorm, expectation = (
             torch.compile(function, dynamic=False)
             for function in (one_pass_norm_mish, kernels.norm_simnorm, kernels.expectation)
@@ -85,7 +87,7 @@ def functions(rows: int, dtype: torch.dtype, compiled: bool) -> dict[str, Ways]:
         found[names[1]]["compiled"] = lambda: norm_mish(x, weight, bias)
         found[names[2]]["compiled"] = lambda: norm_simnorm(z, latent_weight, latent_bias, GROUP)
         found[names[3]]["compiled"] = lambda: expectation(logits, bins)
-    return found
+    return {name: {way: f for way, f in ways.items() if way not in left_out} for name, ways in found.items()}
 
 
 def main() -> None:
@@ -95,10 +97,16 @@ def main() -> None:
     parser.add_argument("--no-torch-compile", action="store_true", help="leave torch.compile out: it takes seconds")
     a = parser.parse_args()
     print(f"{this_machine('cpu').cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, {a.rows} rows")
-    columns = ["plain", "eager", *([] if a.no_torch_compile else ["compiled"]), "C"]
+    problems = {"C": build_problem()}
+    problems["compiled"] = "" if a.no_torch_compile else compile_problem(torch.device("cpu"))
+    left_out = {way for way, problem in problems.items() if problem is not None}
+    for way in sorted(left_out):
+        if problems[way]:
+            print(f"{way} is not possible here: {problems[way]}", file=sys.stderr)
+    columns = [way for way in ("plain", "eager", "compiled", "C") if way not in left_out]
     table = []
     for dtype in (torch.float32, torch.bfloat16):
-        for name, ways in functions(a.rows, dtype, not a.no_torch_compile).items():
+        for name, ways in functions(a.rows, dtype, left_out).items():
             times: dict[str, list[float]] = {way: [] for way in ways}
             for turn in range(a.repeats + 5):
                 for way, function in ways.items():

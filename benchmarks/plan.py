@@ -124,7 +124,7 @@ def decision(mode: str, model: WorldModel, envs: int, device: torch.device) -> D
 
 
 def measure(modes: list[str], envs: int, device: torch.device, seconds: float) -> list[Row]:
-    """Every mode in turn, again and again, until each has had its seconds."""
+    """Every mode that is possible here in turn, again and again, until each has had its seconds."""
     model = random_model(device)
     settings = PlannerSettings()
     speed = {half: rates(device, dtype) for half, dtype in (("", torch.float32), ("half", torch.bfloat16))}
@@ -133,11 +133,18 @@ def measure(modes: list[str], envs: int, device: torch.device, seconds: float) -
         speed["tf32"] = rates(device, torch.float32)
     decide, first = {}, {}
     for mode in modes:
-        decide[mode] = decision(mode, model, envs, device)
+        try:
+            decide[mode] = decision(mode, model, envs, device)
+        except UserError as error:
+            print(f"{envs} environments, {mode}: {error}", file=sys.stderr)
+            continue
         start = time.perf_counter()
         for _ in range(2):
             decide[mode]()
         first[mode] = time.perf_counter() - start
+    modes = list(decide)
+    if not modes:
+        return []
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     begun = time.perf_counter()
     while len(times[modes[0]]) < 3 or time.perf_counter() - begun < seconds * len(modes):

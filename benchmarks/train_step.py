@@ -36,6 +36,7 @@ from tdmpc2.evaluation.results import this_machine
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, WorldModel, model_dims
+from tdmpc2.model.capabilities import half_product_problem
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.tasks import task_set
 from tdmpc2.training import Execution, Learner, OptimiserSettings
@@ -45,8 +46,6 @@ MT30 = task_set("mt30")
 MODES = ("eager", "compiled", "graphs", "compiled+graphs")
 TEACHERS = {"none": None, "labels": None, "48M": 48, "317M": 317}
 HORIZON = 3
-SECONDS = 5.0
-"""How long one row is timed, after its first updates."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,12 @@ def update_bytes(d: ModelDims, batch: int, horizon: int, learnable: int, target:
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(FLOP/s of a large product, bytes/s of a large copy), the best of several."""
+    """(FLOP/s of a large product, bytes/s of a large copy), the best of several.
+
+    On a CPU whose products in half types are slower than float32's, they are float32's, as the planner's are.
+    """
+    if device.type == "cpu" and dtype != torch.float32 and half_product_problem(dtype) is not None:
+        dtype = torch.float32
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     c = torch.empty(64 << 20, device=device)
@@ -157,8 +161,10 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(batch_size: int, teacher_name: str, mode: str, device: torch.device, cap_gb: float | None) -> Row:
-    """Times one row in this process."""
+def measure(
+    batch_size: int, teacher_name: str, mode: str, device: torch.device, cap_gb: float | None, seconds: float
+) -> Row:
+    """Times one row in this process, for `seconds` after its first updates, which take no longer beyond the first."""
     if device.type == "cuda" and cap_gb is not None:
         whole = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 2**30 / whole), device)
@@ -191,15 +197,19 @@ def measure(batch_size: int, teacher_name: str, mode: str, device: torch.device,
         learner.update(given)
 
     start = time.perf_counter()
-    for _ in range(5):
-        update()
+    update()  # compiles
     synchronise(device)
     first = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(4):
+        if time.perf_counter() - start < seconds:
+            update()
+            synchronise(device)
     # On a GPU, launches run ahead of the device: time blocks of updates, not single ones.
     block = 1 if device.type == "cpu" else 20
     times: list[float] = []
     begun = time.perf_counter()
-    while time.perf_counter() - begun < SECONDS or len(times) < 5:
+    while not times or time.perf_counter() - begun < seconds:
         start = time.perf_counter()
         for _ in range(block):
             update()
@@ -229,7 +239,7 @@ def measure(batch_size: int, teacher_name: str, mode: str, device: torch.device,
 def in_a_process_of_its_own(arguments: argparse.Namespace, batch: int, teacher: str, mode: str) -> Row | str:
     """A row, or why there is none."""
     command = [sys.executable, str(Path(__file__)), "--one", "--device", arguments.device]
-    command += ["--batch", str(batch), "--teacher", teacher, "--mode", mode]
+    command += ["--batch", str(batch), "--teacher", teacher, "--mode", mode, "--seconds", str(arguments.seconds)]
     if arguments.memory_cap_gb is not None:
         command += ["--memory-cap-gb", str(arguments.memory_cap_gb)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -248,7 +258,7 @@ def table(rows: list[Row]) -> str:
         "median ms": lambda r: f"{r.median_s * 1e3:.2f}",
         "min ms": lambda r: f"{r.fastest_s * 1e3:.2f}",
         "x eager": lambda r: f"{eager[r.batch, r.teacher] / r.median_s:.2f}" if (r.batch, r.teacher) in eager else "-",
-        "first 5, s": lambda r: f"{r.first_s:.1f}",
+        "first, s": lambda r: f"{r.first_s:.1f}",
         "peak MiB": lambda r: f"{r.peak_bytes / 2**20:,.0f}",
         "GFLOP": lambda r: f"{r.flops / 1e9:.2f}",
         "MB": lambda r: f"{r.bytes / 1e6:.0f}",
@@ -267,6 +277,7 @@ def main() -> None:
     parser.add_argument("--teacher", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--mode", nargs="+", help="default: all that the device has, and bfloat16 products")
     parser.add_argument("--memory-cap-gb", type=float, help="GiB of GPU memory that a row may use")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each row is timed, at least one update")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to FILE")
     parser.add_argument("--one", action="store_true", help="measure a single row in this process and print it as JSON")
     arguments = parser.parse_args()
@@ -279,7 +290,8 @@ def main() -> None:
     if wrong := [mode for mode in modes if mode not in known]:
         raise UserError(f"mode {wrong[0]} is unknown; choose of {', '.join(known)}.")
     if arguments.one:
-        row = measure(arguments.batch[0], arguments.teacher[0], modes[0], device, arguments.memory_cap_gb)
+        chosen = arguments.batch[0], arguments.teacher[0], modes[0]
+        row = measure(*chosen, device, arguments.memory_cap_gb, arguments.seconds)
         print(json.dumps(asdict(row)))
         return
     here = this_machine(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")

@@ -1,38 +1,16 @@
-"""Compares two results files on the episodes both have: per task and overall, b minus a, with 95% intervals.
+"""Starts the program `compare` (tdmpc2/programs/compare.py).
 
-    python scripts/compare.py a.json b.json [--over episodes|tasks] [--json out.json] [--markdown]
-
-Exit status: 0 when compared, 2 for bad input.
+python scripts/compare.py a.json b.json [--over episodes|tasks] [--json out.json] [--markdown]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
+from pathlib import Path
 
-from tdmpc2.errors import run_program
-from tdmpc2.evaluation.comparison import compare, comparison_text
-from tdmpc2.evaluation.results import load_json
-from tdmpc2.fileio import atomic_write_text
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this clone, installed or not
 
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("a", help="results file of the first evaluation")
-    parser.add_argument("b", help="results file of the second evaluation")
-    parser.add_argument(
-        "--over",
-        choices=["episodes", "tasks"],
-        help="what the overall interval resamples (default: episodes, or tasks where one has a single pair)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the comparison to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    options = parser.parse_args(arguments)
-    comparison = compare(load_json(options.a), load_json(options.b), over=options.over)
-    if options.json:
-        atomic_write_text(options.json, json.dumps(comparison.to_json(), indent=1) + "\n")
-    print(comparison_text(comparison, style="markdown" if options.markdown else "plain"))
-
+from tdmpc2.launch import compare
 
 if __name__ == "__main__":
-    run_program(main)
+    compare()

@@ -1,117 +1,16 @@
-"""Quantises a trained student, stores it, and evaluates it before and after.
+"""Starts the program `quantize` (tdmpc2/programs/quantize.py).
 
 python scripts/quantize.py checkpoint=logs/mt30/default/seed1/checkpoints/final.safetensors scheme=int8
-
-Schemes: fp16, bf16, int8, int8-dynamic, mixed, int4, and the published paper-int8 and paper-mixed (see
-docs/quantization.md). What is written is loaded like any other checkpoint.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+import sys
 from pathlib import Path
 
-import torch
-from omegaconf import DictConfig
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this clone, installed or not
 
-from tdmpc2.agent import load_agent, resolve_device
-from tdmpc2.checkpointing import checkpoint_metadata, load_model, require_float, save_checkpoint
-from tdmpc2.evaluation.comparison import compare, comparison_text
-from tdmpc2.evaluation.results import score_text
-from tdmpc2.evaluation.runner import evaluate_to_files
-from tdmpc2.quantisation import Quantised, Scheme, quantise, scheme_named, without_target
-from tdmpc2.reporting.tables import format_table
-from tdmpc2.settings.convert import chosen_task_set, evaluation_settings, plain, planner_settings, required, result_name
-from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
-
-
-def after_precision(wanted: str, device: torch.device) -> str:
-    """The arithmetic of the quantised student: half on CUDA; a CPU computes in float32 on what is stored."""
-    if wanted != "auto":
-        return wanted
-    return "float16" if device.type == "cuda" else "float32"
-
-
-def arithmetic(scheme: Scheme, precision: str, device: torch.device) -> str:
-    """The words for what `precision` means with a scheme."""
-    if scheme.integer_products:
-        return f"int8 products and {precision} arithmetic"
-    slow = " (a CPU has no float16 arithmetic)" if device.type == "cpu" else ""
-    return f"{precision} arithmetic on {scheme.name} weights{slow}"
-
-
-def report_table(quantised: Quantised) -> str:
-    """A line for every tensor of the model; errors relative to the largest number of the tensor."""
-    rows = []
-    for line in quantised.report:
-        relative = 1 / line.largest if line.largest else 0.0
-        errors = [f"{line.largest_error * relative:.1e}", f"{line.mean_error * relative:.1e}", f"{line.zeroed:.1%}"]
-        rows.append([line.name, line.kind, f"{line.numbers:,}", f"{line.bytes:,}", *errors])
-    header = ["tensor", "stored as", "numbers", "bytes", "largest error", "mean error", "turned to 0"]
-    return format_table(header, rows, align="llrrrrr")
-
-
-@hydra_entry("quantize")
-def main(config: DictConfig) -> None:
-    set_matmul_precision(config.matmul_precision)
-    scheme = scheme_named(config.scheme)
-    source = Path(required(config, "checkpoint"))
-    device = resolve_device(config.device)
-    model, tasks, checkpoint = load_model(source, chosen_task_set(config))
-    require_float(checkpoint, "quantisation")
-    if checkpoint.stored_as == "float16" and scheme.name == "fp16":
-        print(f"{source} is stored as float16 already: before and after hold the same weights.")
-
-    quantised = quantise(model.state_dict(), scheme.name)
-    print(report_table(quantised))
-    output = Path(config.output or f"results/{result_name(source)}-{config.scheme}")
-    metadata = replace(
-        checkpoint_metadata(checkpoint, tasks),
-        scheme=scheme.name,
-        scheme_version=scheme.version,
-        normalised_score=None,
-    )
-    full = output / f"{source.stem}-{config.scheme}.safetensors"
-    deployed = output / f"{source.stem}-{config.scheme}-deploy.safetensors"
-    deploy_tensors = without_target(quantised.tensors)
-    sizes = [("source", source, source.stat().st_size)]
-    if len(deploy_tensors) < len(quantised.tensors):
-        sizes.append(("with target Q", full, save_checkpoint(full, quantised.tensors, metadata)))
-    sizes.append(("without target Q", deployed, save_checkpoint(deployed, deploy_tensors, metadata)))
-    rows = [[what, str(path), f"{size:,}", f"{size / 2**20:.2f}"] for what, path, size in sizes]
-    print(format_table(["file", "path", "bytes", "MiB"], rows, align="llrr"))
-    print(f"largest error of a number: {quantised.largest_error:.2e} of its tensor's largest")
-    if not config.evaluate:
-        return
-
-    settings = evaluation_settings(config, output / "videos" if config.save_video else None)
-    planner = planner_settings(config)
-    precision = after_precision(config.precision, device)
-    print(f"before: float32 arithmetic; after: {arithmetic(scheme, precision, device)}")
-    # Both are made before the first is evaluated: what is wrong with either shows at once.
-    ways = {"compile": config.compile, "cudagraphs": config.cudagraphs}
-    agents = {
-        "before": (load_agent(source, tasks, device, planner, **ways), "float32"),
-        "after": (load_agent(deployed, tasks, device, planner, precision=precision, **ways), precision),
-    }
-    before, after = (
-        evaluate_to_files(
-            agent, settings, label=label, configuration={**plain(config), "precision": computed_in}, folder=output
-        )
-        for label, (agent, computed_in) in agents.items()
-    )
-    print(comparison_text(compare(before, after)))
-    for result in (before, after):
-        print(f"{result.label:<7}{score_text(result.score())}")
-    score = after.score().value
-    if settings.tasks is None and math.isfinite(score):
-        scored = replace(metadata, normalised_score=score)
-        save_checkpoint(deployed, deploy_tensors, scored)
-        if len(sizes) == 3:
-            save_checkpoint(full, quantised.tensors, scored)
-    print(f"results in {output}/")
-
+from tdmpc2.launch import quantize
 
 if __name__ == "__main__":
-    main()
+    quantize()

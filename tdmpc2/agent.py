@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
-from tdmpc2.model import WorldModel
+from tdmpc2.model import WorldModel, model_checksum
 from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
 from tdmpc2.planner.threads import PlanThreads
 from tdmpc2.tasks import TaskSet
@@ -56,6 +56,10 @@ class Agent:
     @property
     def settings(self) -> PlannerSettings:
         return self.planner.settings
+
+    def checksum(self) -> str:
+        """16 hexadecimal digits that stand for the model's weights and its tasks."""
+        return model_checksum(self.model, self.task_set.tasks)
 
     def act(
         self,

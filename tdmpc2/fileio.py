@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tdmpc2.errors import UserError
+from tdmpc2.errors import UserError, system_reason
 
-_REASONS: dict[int, str] = {
-    errno.ENOSPC: "the disk is full; free some space or choose another folder",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
-    errno.EFBIG: "the file is larger than the file system or the process may hold; choose another folder",
-    errno.EACCES: "permission denied; choose a folder you may write to",
-    errno.EPERM: "permission denied; choose a folder you may write to",
-    errno.EROFS: "the file system is read-only; choose another folder",
-    errno.EISDIR: "a folder of that name is in the way; choose another name",
-    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
-    errno.EEXIST: "a part of the path is a file, not a folder; choose another path",
-    errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
-}
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
     """The clear form of a failed write to `path`: names the file, the reason and the way out."""
-    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}; choose another path")
-    return UserError(f"cannot write {os.fspath(path)}: {reason}.")
+    return UserError(f"cannot write {os.fspath(path)}: {system_reason(error)}.")
 
 
 def human_bytes(count: float) -> str:
@@ -60,28 +49,31 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
             target = target.resolve()  # replace what the link names, not the link itself
         permissions = target.stat().st_mode & 0o777 if target.exists() else None
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
-        file: IO[Any] = temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
     except OSError as error:
         raise write_error(path, error) from error
-    try:
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    file: IO[Any] | None = None
+    try:  # from before the file is there: a Ctrl-C may come at any moment
+        try:
+            file = temporary.open("x", encoding="utf-8", newline="") if mode == "w" else temporary.open("xb")
+        except OSError as error:
+            raise write_error(path, error) from error
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        try:
+            if permissions is not None:
+                temporary.chmod(permissions)
+            temporary.replace(target)
+        except OSError as error:
+            raise write_error(path, error) from error
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        full = _out_of_space(error)
+        full = None if isinstance(error, UserError) else _out_of_space(error)
         if full is None:
             raise
         raise write_error(path, full) from error
-    try:
-        if permissions is not None:
-            temporary.chmod(permissions)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
     _sync_folder(target.parent)
 
 
@@ -95,6 +87,57 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` to `path` in UTF-8, whole or not at all (see `atomic_file`)."""
     with atomic_file(path, "w") as file:
         file.write(text)
+
+
+def safe_name(name: str, limit: int = 120) -> str:
+    """A folder's name that needs no quotes anywhere, different for different names.
+
+    Characters other than letters, digits and `._+-` become `-`; where that or the length loses something, eight
+    hexadecimal digits of the whole name's checksum end it.
+    """
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._+-/") else "-" for c in name).replace("/", "-")
+    if kept == name and len(kept) <= limit:
+        return kept
+    return f"{kept[: limit - 9]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises now the `UserError` that writing a file at `path` would end in later; leaves nothing behind.
+
+    For programs that work for hours before they write: the file system may still change until then.
+    """
+    target = Path(path)
+    made: list[Path] = []
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        target.is_symlink()  # raises where the name is too long
+        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def write_or_rescue(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Lets `write` write a file at `path`; where it cannot, into a folder for temporary files instead.
+
+    For results that took long: the `UserError` then says why, and where they are.
+    """
+    try:
+        write(Path(path))
+    except UserError as error:
+        rescued = Path(tempfile.mkdtemp(prefix="tdmpc2-")) / Path(path).name[:100]
+        write(rescued)
+        raise UserError(f"{error} What it was to hold is in {rescued}.") from None
 
 
 def _out_of_space(error: BaseException | None) -> OSError | None:

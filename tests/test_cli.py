@@ -113,7 +113,8 @@ def test_a_sweep_keeps_each_run_in_its_own_folder(tmp_path: Path) -> None:
         run_dir = final.parent.parent
         config = json.loads((run_dir / "config.json").read_text())
         assert run_dir.name == "seed1"
-        assert f"d_coef={config['d_coef']}" in str(run_dir) and f"horizon={config['horizon']}" in str(run_dir)
+        assert f"d_coef-{config['d_coef']}+" in str(run_dir) and f"horizon-{config['horizon']}+" in str(run_dir)
+        assert not set("=,[]' ") & set(str(run_dir.relative_to(tmp_path))), "takes no quotes to give back"
 
     succeeded(TRAIN, "-m", *DUO_KEYS, *keys[2:], "exp_name=seeds", "seed=1,2", cwd=tmp_path)
     assert len(list((tmp_path / "logs" / "duo" / "seeds").rglob("final.safetensors"))) == 2

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,7 +210,15 @@ def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
         open_or_create(tmp_path / "file", MT30)
 
 
-def test_a_disk_too_small_is_refused_before_the_start(tmp_path: Path) -> None:
+def test_a_disk_too_small_is_refused_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, store = chunk(tmp_path / "a.pt", [0, 7, 29]), open_or_create(tmp_path / "s", MT30)
+    monkeypatch.setattr("tdmpc2.data.store.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"found .* free, expected at least .* for 3 episodes"):
+        import_files([path], store)
+    assert len(store) == 0
+
+
+def test_a_small_file_of_many_episodes_is_refused(tmp_path: Path) -> None:
     """A billion episodes that all share the bytes of one: a small file, 35 TB as a store."""
     count = 10**9
     tensors = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -321,6 +322,70 @@ def test_tensors_that_leave_their_bytes(
         PublishedFile.open(save_zip(tmp_path / "a.pt", pickled({"obs": tensor}), {"data/0": bytes(16)}))
 
 
+def test_a_small_file_of_gigabytes(tmp_path: Path) -> None:
+    """1,166 bytes whose strides of 0 repeat a few numbers over 20,000 episodes: 1.24 GB as a store."""
+    storage, lead = FakeStorage(torch.FloatStorage, "0", 24), (20_000, 501)
+    data: dict[str, Any] = {
+        "obs": FakeTensor(storage, 0, (*lead, 24), (0, 0, 1)),
+        "action": FakeTensor(storage, 0, (*lead, 6), (0, 0, 1)),
+        "reward": FakeTensor(storage, 0, lead, (0, 0)),
+        "task": FakeTensor(FakeStorage(torch.IntStorage, "1", 1), 0, lead, (0, 0)),
+    }
+    path = save_zip(tmp_path / "a.pt", pickled(data), {"data/0": bytes(96), "data/1": bytes(4)})
+    assert path.stat().st_size < 1400
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"a\.pt: found 100 bytes of tensors, expected at least .* for 20,000 episodes"):
+        PublishedFile.open(path)
+    # One tensor alone, of any of the four.
+    held = FakeStorage(torch.FloatStorage, "0", 2 * 11 * 24)
+    for key in ("obs", "action", "reward", "task"):
+        whole: dict[str, Any] = {
+            "obs": FakeTensor(held, 0, (2, 11, 1), (11, 1, 1)),
+            "action": FakeTensor(held, 0, (2, 11, 1), (11, 1, 1)),
+            "reward": FakeTensor(held, 0, (2, 11), (11, 1)),
+            "task": FakeTensor(FakeStorage(torch.IntStorage, "0", 2 * 11 * 24), 0, (2, 11), (11, 1)),
+        }
+        save_zip(path, pickled(whole), {"data/0": bytes(2 * 11 * 24 * 4)})
+        assert len(PublishedFile.open(path)) == 2
+        width = (10**7,) if key in ("obs", "action") else ()
+        if width:
+            whole[key] = FakeTensor(held, 0, (2, 11, *width), (11, 1, 0))
+        else:
+            for name, fake in whole.items():
+                fake.shape = (2, 10**7, *fake.shape[2:])
+                fake.stride = (0, 0, *fake.stride[2:]) if name == key else (0, 0, 1)[: len(fake.shape)]
+        save_zip(path, pickled(whole), {"data/0": bytes(2 * 11 * 24 * 4)})
+        with pytest.raises(DataError, match="the same numbers are named many times over"):
+            PublishedFile.open(path)
+    assert time.monotonic() - began < 5
+
+
+def test_every_flipped_bit_of_the_zip_directory(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The file loads as it was, or is refused in one line when it is opened or verified; nothing else is raised."""
+    path = save_published(tmp_path / "a.pt", tensors)
+    whole = path.read_bytes()
+    start = whole.index(b"PK\1\2")
+    refused = 0
+    for place in range(start, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            file = PublishedFile.open(path)
+            file.verify()
+            assert_same(path, tensors)
+        except DataError as error:
+            refused += 1
+            assert str(path) in str(error)
+            assert str(error).isprintable()
+    assert refused > (len(whole) - start) // 2
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_reads_every_pickle_protocol(tmp_path: Path, tensors: dict[str, torch.Tensor], protocol: int) -> None:
+    for content in (tensors, OrderedDict(tensors), TensorDict(tensors, batch_size=(3, 11))):
+        torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
+        assert_same(tmp_path / "a.pt", tensors)
+
+
 def test_compressed_and_foreign_byte_order(tmp_path: Path) -> None:
     tensor = FakeTensor(FakeStorage(torch.FloatStorage, "0", 4), 0, (1, 2, 2), (4, 2, 1))
     data, path = pickled({"obs": tensor}), tmp_path / "a.pt"
@@ -352,6 +417,13 @@ def test_files_that_are_something_else(tmp_path: Path, tensors: dict[str, torch.
         archive.writestr("readme.txt", "no data")
     with pytest.raises(DataError, match=r"0 data\.pkl"):
         PublishedFile.open(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that can be opened and not read")
+def test_a_file_that_cannot_be_read() -> None:
+    with pytest.raises(DataError, match="/proc/self/mem: ") as caught:
+        PublishedFile.open("/proc/self/mem")
+    assert str(caught.value).isprintable()
 
 
 def test_fields_of_the_wrong_kind(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:

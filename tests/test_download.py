@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
+import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -16,6 +21,7 @@ from data_fixtures import run_script
 
 from tdmpc2.data.hub import (
     HubFile,
+    HuggingFaceHub,
     RemoteFile,
     dataset_files,
     download,
@@ -219,7 +225,7 @@ def server() -> Iterator[type[Handler]]:
     handler = type("LocalHandler", (Handler,), {"files": files, "requests": [], "cut_after": None})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
         handler.address = f"http://127.0.0.1:{listening.server_port}"
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
         yield handler
         listening.shutdown()
 
@@ -295,3 +301,199 @@ def test_no_network_is_said_plainly(tmp_path: Path) -> None:
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "http://127.0.0.1:9: nicklashansen/tdmpc2 cannot be fetched" in result.stderr
     assert "HTTPS_PROXY" in result.stderr
+
+
+# -- servers that are not the hub --------------------------------------------------------------------------------
+
+
+class LyingHandler(Handler):
+    """The hub, but for one of its answers: `lie` names it, `said` is what it says instead."""
+
+    lie: str
+    said: Any
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/") and self.lie == "revision":
+            return self.send(200, json.dumps({"sha": self.said}).encode())
+        if self.path.startswith("/api/") and self.lie == "answer":
+            return self.send(200, self.said)
+        if self.path.startswith("/api/") and self.lie == "endless answer":
+            return self.endless(b'{"x": "', b"x" * 65536, {})
+        if self.path.startswith("/api/") and self.lie == "packed answer":
+            return self.endless(gzip.compress(b"{"), b"\x00" * 65536, {"Content-Encoding": "gzip"})
+        if self.path.startswith("/api/") and self.lie == "error":
+            return self.send(500, self.said)
+        if "/resolve/" in self.path and self.lie == "error of a file":
+            return self.send(403, self.said, X_Error_Message="no\x1b[31m access" + "x" * 5000)
+        if "/resolve/" in self.path and self.lie == "packed":
+            return self.endless(gzip.compress(bytes(1000)), b"\x00" * 65536, {"Content-Encoding": "gzip"})
+        if "/resolve/" in self.path and self.lie == "more":
+            return self.endless(self.files[self.path.split(f"/resolve/{REVISION}/")[-1]], b"more" * 1000, {})
+        if "/resolve/" in self.path and self.lie == "less":
+            content = self.files[self.path.split(f"/resolve/{REVISION}/")[-1]]
+            return self.send(200, content[: len(content) // 2])
+        if "/resolve/" in self.path and self.lie == "nothing":
+            return self.send(200, b"")
+        if "/resolve/" in self.path and self.lie == "status":
+            return self.send(204, b"")
+        if "/resolve/" in self.path and self.lie == "range":
+            return self.send(206, b"x" * 100, Content_Range=self.said)
+        if "/resolve/" in self.path and self.lie == "loop":
+            return self.send(302, b"", Location=self.path)
+        return super().do_GET()
+
+    def endless(self, first: bytes, block: bytes, headers: dict[str, str]) -> None:
+        """An answer that goes on until the other side has had enough, or to 200 MB."""
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for part in (first, *itertools.repeat(block, (200 << 20) // len(block))):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        self.close_connection = True
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        path = "multitask/mt30-1M.pt"
+        content = self.files[path]
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        answer: Any = [entry]
+        if self.lie in ("size", "path", "lfs", "type"):
+            entry[self.lie] = self.said
+        elif self.lie == "sha256":
+            entry["lfs"]["oid"] = self.said
+        elif self.lie == "list":
+            answer = self.said
+        elif self.lie == "twice":
+            answer = [entry, entry | {"size": 1}]
+        self.send(200, json.dumps(answer).encode())
+
+
+@pytest.fixture
+def liar(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[LyingHandler]]:
+    """A server whose `lie` and `said` the test sets; `HuggingFaceHub` asks it in this process."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    handler = type("LocalLiar", (LyingHandler,), {"files": {"multitask/mt30-1M.pt": b"a model" * 1000}, "requests": []})
+    handler.cut_after = None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        listening.daemon_threads = True
+        handler.address = f"http://127.0.0.1:{listening.server_port}"
+        monkeypatch.setenv("NO_PROXY", "*")
+        monkeypatch.setenv("HF_ENDPOINT", handler.address)
+        monkeypatch.setattr(constants, "ENDPOINT", handler.address)
+        template = handler.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        close_session()
+        threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
+        yield handler
+        listening.shutdown()
+        close_session()
+
+
+NONSENSE = "does not answer as the hub does"
+LIES: list[tuple[str, Any, str]] = [
+    ("size", -1, "size of multitask/mt30-1M.pt is -1"),
+    ("size", "many", "size of multitask/mt30-1M.pt is 'many'"),
+    ("size", True, "size of multitask/mt30-1M.pt is True"),
+    ("size", 1.5, "size of .* is 1.5"),
+    ("size", 10**30, "size of .* is 1000"),
+    ("size", None, "size of .* is None"),
+    ("sha256", "../../../../evil", "SHA-256 of .* is '../"),
+    ("sha256", "a" * 63, "SHA-256 of"),
+    ("sha256", "\x1b[31m" + "a" * 59, "SHA-256 of"),
+    ("sha256", 5, "checksum of .* is missing"),
+    ("lfs", [1], "checksum of .* is missing"),
+    ("path", "../evil", r"describes \.\./evil, which was not asked for"),
+    ("path", 7, "something other than files"),
+    ("type", "directory", "not on the hub"),
+    ("list", {"path": "x"}, "list of files is a dict"),
+    ("list", [None], "something other than files"),
+    ("list", [[]] * 10, "something other than files"),
+    ("twice", None, "or one twice"),
+    ("revision", "main/../..", "revision of its models is 'main"),
+    ("revision", "A" * 40, "revision of its models"),
+    ("revision", ["0" * 40], "revision of its models"),
+    ("answer", b"not JSON \x1b[31m", "is not JSON"),
+    ("answer", b"[" * 100_000, "is not JSON"),
+    ("answer", b"\xff\xfe", "is not JSON"),
+    ("answer", b"[]", "revision of its models is None"),
+    ("endless answer", None, "has no end"),
+    ("packed answer", None, "packs what it sends"),
+    ("error", b"<html>\x1b[31m\x07 broken\r\n" + b"x" * 100_000, r"status 500: <html>\\x1b\[31m"),
+    ("error of a file", b"", r"status 403: no"),
+    ("packed", None, "packs what it sends"),
+    ("nothing", None, "sends nothing"),
+    ("status", None, "status 204"),
+    ("range", "bytes 5-104/7000", "sends bytes 5-104/7000 of .*, expected bytes 0 to 6999"),
+    ("range", "bytes 0-104/9", "sends bytes 0-104/9"),
+    ("range", "lines 1-2", "sends lines 1-2"),
+    ("loop", None, "cannot be fetched"),
+]
+
+
+@pytest.mark.parametrize(("lie", "said", "message"), LIES, ids=[f"{i}-{lie}" for i, (lie, _, _) in enumerate(LIES)])
+def test_what_a_server_says_is_checked(
+    tmp_path: Path, liar: type[LyingHandler], lie: str, said: Any, message: str
+) -> None:
+    liar.lie, liar.said = lie, said
+    hub, to = HuggingFaceHub(), tmp_path / "to"
+    began = time.monotonic()
+    with pytest.raises(DataError, match=message) as caught:
+        download(plan([model_file("mt30-1M")], to, hub), hub, pause=0)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 1000
+    assert sorted(p.name for p in tmp_path.iterdir()) in ([], ["to"])
+    written = [p for p in to.rglob("*") if p.is_file()]
+    assert all(p.suffix == ".part" and p.stat().st_size == 0 for p in written)
+    assert time.monotonic() - began < 10
+
+
+def test_no_more_is_written_than_was_promised(tmp_path: Path, liar: type[LyingHandler]) -> None:
+    liar.lie = "more"
+    hub = HuggingFaceHub()
+    download(plan([model_file("mt30-1M")], tmp_path, hub), hub, pause=0)
+    (file,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    assert file.read_bytes() == liar.files["multitask/mt30-1M.pt"]
+
+
+def test_a_server_that_sends_less_is_asked_for_the_rest(tmp_path: Path, liar: type[LyingHandler]) -> None:
+    """It sends the first half each time, as one that knows no ranges: no byte is added twice."""
+    liar.lie = "less"
+    hub = HuggingFaceHub()
+    with pytest.raises(DataError, match="sends nothing of multitask"):
+        download(plan([model_file("mt30-1M")], tmp_path, hub), hub, pause=0)
+    (part,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    assert part.suffix == ".part"
+    assert part.stat().st_size == 3500
+
+
+def test_two_downloads_do_not_add_to_one_file(tmp_path: Path) -> None:
+    hub = MemoryHub(CONTENT, breaks=7)
+    planned = plan(FILES[:1], tmp_path, hub)
+
+    def second(remote: RemoteFile, done: int) -> None:
+        if done == 7:
+            with pytest.raises(DataError, match=r"chunk_0\.pt\..*\.part: another download is adding to this file"):
+                download(planned, MemoryHub(CONTENT))
+
+    download(planned, hub, second, pause=0)
+    assert (tmp_path / FILES[0].path).read_bytes() == CONTENT[FILES[0]]
+    assert [p.name for p in (tmp_path / "mt30").iterdir()] == ["chunk_0.pt"]
+
+
+def test_a_partial_file_beyond_its_size_is_begun_anew(tmp_path: Path) -> None:
+    hub = MemoryHub(CONTENT)
+    planned = plan(FILES[:1], tmp_path, hub)
+    checksum = planned.missing[0].sha256
+    assert checksum is not None
+    (tmp_path / "mt30").mkdir()
+    (tmp_path / f"{FILES[0].path}.{checksum[:16]}.part").write_bytes(b"x" * 1000)
+    assert planned.bytes_to_fetch == len(CONTENT[FILES[0]])
+    download(planned, hub)
+    assert (tmp_path / FILES[0].path).read_bytes() == CONTENT[FILES[0]]

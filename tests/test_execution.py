@@ -21,6 +21,7 @@ from tdmpc2.checkpointing import read_checkpoint
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.losses import LossWeights
+from tdmpc2.model import capabilities
 from tdmpc2.training import Execution, Learner, OptimiserSettings, Peers
 from tdmpc2.training import execution as execution_module
 
@@ -132,6 +133,28 @@ def test_without_a_compiler_updates_run_eagerly(monkeypatch: pytest.MonkeyPatch,
     assert said.count("\n") == 1 and said.startswith("compile=true is not possible here, updates run eagerly: ")
     assert not learner.execution.compile
     assert all(value.isfinite() for value in learner.update(batches("cpu", 1)[0]).values())
+
+
+def test_bfloat16_products_that_are_slow_or_do_not_work_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(execution_module, "half_product_problem", lambda dtype: "they are emulated")
+    assert Execution(precision="bfloat16").possible(cpu).precision == "bfloat16"
+    said = capsys.readouterr().err
+    assert said == "precision=bfloat16 is slow here: they are emulated; precision=float32 is faster.\n"
+    assert Execution().possible(cpu) == Execution() and not capsys.readouterr().err
+    monkeypatch.setattr(execution_module, "autocast_problem", lambda device: "no such products")
+    with pytest.raises(
+        UserError, match="precision=bfloat16 does not work here: no such products; choose precision=float32"
+    ):
+        Execution(precision="bfloat16").possible(cpu)
+
+
+def test_autocast_is_tried() -> None:
+    assert capabilities.autocast_problem(torch.device("cpu")) is None
+    problem = capabilities.autocast_problem(torch.device("meta"))
+    assert problem is not None and "\n" not in problem
 
 
 def test_choices_that_cannot_be() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -38,7 +40,7 @@ from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.export import graphs
 from tdmpc2.export.files import FILES, export_agent
-from tdmpc2.export.numpy_agent import Noise, OnnxAgent, Plan
+from tdmpc2.export.numpy_agent import CHECKSUM, Noise, OnnxAgent, Plan, facts_checksum
 from tdmpc2.model import WorldModel
 from tdmpc2.planner import PlannerSettings, PlanNoise
 from tdmpc2.quantisation import quantise
@@ -194,14 +196,24 @@ def test_int8_dynamic_exports_as_int8(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_broken_count_as_zero(tmp_path: Path) -> None:
-    bias = torch.full_like(small_model().q_heads.layers[2].get_parameter("bias"), torch.nan)
-    path = saved(tmp_path / "nan.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.bias": bias})
+    """Weights so large that every Q value is inf - inf; weights that are not finite are refused before."""
+    weight = torch.full_like(small_model().q_heads.layers[2].get_parameter("weight"), 3e38)
+    path = saved(tmp_path / "large.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.weight": weight})
     export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
     agent = OnnxAgent(tmp_path / "out", seed=0)
     obs, task, warm, noise = golden_plan(golden())
     plan = agent.plan(obs.numpy(), task.numpy(), warm.numpy(), as_numpy(noise))
     assert not np.stack(plan.values).any()
     assert np.isfinite(plan.action).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    bias = torch.full_like(small_model().q_heads.layers[2].get_parameter("bias"), value)
+    path = saved(tmp_path / "nan.safetensors", small_model(), small_tasks(), **{"q_heads.layers.2.bias": bias})
+    with pytest.raises(CheckpointError, match=r"nan\.safetensors: 'q_heads\.layers\.2\.bias' holds NaN or infinity"):
+        export_agent(path, tmp_path / "out", planner=SMALL_PLAN)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_action_spoils_its_own_trajectory_alone(small_folder: Path) -> None:
@@ -382,6 +394,133 @@ def test_folders_that_are_no_agent(small_file: Path, tmp_path: Path) -> None:
     (tmp_path / "agent.json").write_text("[]")
     with pytest.raises(ValueError, match="expected"):
         OnnxAgent(tmp_path)
+
+
+def changed(folder: Path, out: Path, *keys: str, value: object = None, seal: bool = True) -> Path:
+    """A copy of an exported folder with one value of agent.json replaced; its checksum fits where `seal` is set."""
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    facts = json.loads((out / "agent.json").read_text())
+    inner = facts
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    if seal:
+        facts.pop(CHECKSUM)
+        facts[CHECKSUM] = facts_checksum(facts)
+    (out / "agent.json").write_text(json.dumps(facts))
+    return out
+
+
+def test_agent_json_has_a_checksum_of_its_own(small_folder: Path, tmp_path: Path) -> None:
+    folder = changed(small_folder, tmp_path / "out", "planner", "temperature", value=0.25, seal=False)
+    with pytest.raises(ValueError, match=r"agent\.json: is damaged \(it does not match its own checksum\)"):
+        OnnxAgent(folder)
+    facts = json.loads((folder / "agent.json").read_text())
+    facts.pop(CHECKSUM)  # as the first exports were
+    (folder / "agent.json").write_text(json.dumps(facts))
+    assert OnnxAgent(folder).planner["temperature"] == 0.25
+    assert OnnxAgent(changed(small_folder, folder, "planner", "temperature", value=2)).planner["temperature"] == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("planner", "horizon"), 0, "'planner.horizon' is 0, expected"),
+        (("planner", "horizon"), True, "'planner.horizon' is True, expected"),
+        (("planner", "horizon"), 2, "'actions' is tensor"),
+        (("planner", "iterations"), 1 << 20, "'planner.num_samples' is .*, expected fewer"),
+        (("planner", "num_elites"), 10**6, "'planner.num_elites' is 1000000, expected at most"),
+        (("planner", "num_pi_trajs"), -1, "'planner.num_pi_trajs' is -1"),
+        (("planner", "min_std"), 10.0, "'planner.min_std' is 10.0, expected not above max_std"),
+        (("planner", "temperature"), 1e300, "'planner.temperature' is 1e"),
+        (("planner", "temperature"), "0.5", "'planner.temperature' is '0.5'"),
+        (("planner", "warm_start"), 1, "'planner.warm_start' is 1, expected true or false"),
+        (("planner",), [], "'planner' is a list of 0, expected an object"),
+        (("dims", "obs_dim"), 23, "obs_dims"),
+        (("dims", "obs_dim"), 25, "'obs' is tensor"),
+        (("dims", "latent_dim"), 8, "output z' is tensor"),
+        (("dims", "num_q"), 4, "'heads' is tensor"),
+        (("dims", "num_q"), 10**400, "'dims.num_q' is 1000"),
+        (("dims", "num_tasks"), 0, "'dims.num_tasks' is 0, expected 3"),
+        (("tasks",), ["a\x1b[31m", "b", "c"], "'tasks' is a list of 3"),
+        (("tasks",), ["walker-walk"] * 3, "none twice"),
+        (("task_set",), "x\ny", r"'task_set' is 'x\\ny'"),
+        (("discounts",), [0.9, 0.9, 1.5], "'discounts' is a list of 3"),
+        (("action_masks",), None, "'action_masks' is None"),
+        (("action_masks",), [[1.0] * 6, [1.0] * 6, [0.5] * 6], "expected 0 and 1"),
+        (("action_masks",), [[1.0] * 5] * 3, "a list of 3, one fitting each task"),
+        (("crc32", "value.onnx"), None, "'crc32.value.onnx' is None"),
+        (("crc32",), {}, "'crc32.encoder.onnx' is None, expected a CRC-32"),
+        (("versions",), {"torch": 2}, "'versions' is a dict"),
+        (("format_version",), 2, "is .*, expected"),
+        (("more",), 1, "an unknown key 'more'"),
+    ],
+)
+def test_every_key_of_agent_json_is_checked(
+    small_folder: Path, tmp_path: Path, keys: tuple[str, ...], value: object, message: str
+) -> None:
+    folder = changed(small_folder, tmp_path / "out", *keys, value=value)
+    with pytest.raises(ValueError, match=message) as caught:
+        OnnxAgent(folder)
+    assert str(folder) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff\xfe{}",
+        b"[" * 200_000,
+        b'{"a": ' * 990 + b"1" + b"}" * 990,
+        b'{"format": NaN}',
+        b'{"format": ' + b"1" * 5000 + b"}",
+        b'{"format": "tdmpc2-onnx-agent", "format_version": 1}',
+        b'{"a": 1, "a": 2}',
+        b" " * (5 << 20),
+        b'{"format": "\\ud800\\u001b[31m"}',
+    ],
+    ids=["encoding", "deep", "deep object", "nan", "digits", "bare", "twice", "long", "control"],
+)
+def test_an_agent_json_that_is_something_else(small_folder: Path, tmp_path: Path, text: bytes) -> None:
+    shutil.copytree(small_folder, tmp_path / "out")
+    (tmp_path / "out" / "agent.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"agent\.json: ") as caught:
+        OnnxAgent(tmp_path / "out")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("other", ["policy", "reward", b"", b"no graph\n\x1b[31m", b"\x08\x08"])
+def test_graphs_that_are_something_else(small_folder: Path, tmp_path: Path, other: str | bytes) -> None:
+    """Checksums fit: what is wrong shows in the graph itself."""
+    data = other if isinstance(other, bytes) else (small_folder / f"{other}.onnx").read_bytes()
+    folder = changed(small_folder, tmp_path / "out", "crc32", "dynamics.onnx", value=zlib.crc32(data))
+    (folder / "dynamics.onnx").write_bytes(data)
+    with pytest.raises(ValueError, match=r"dynamics\.onnx: is no graph that onnxruntime can load") as caught:
+        OnnxAgent(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_a_graph_that_fails_while_it_runs(small_folder: Path, tmp_path: Path) -> None:
+    proto = onnx.load(small_folder / "value.onnx")
+    table = next(c for c in proto.graph.initializer if c.name == "discounts")
+    table.CopyFrom(onnx.numpy_helper.from_array(np.ones((1, 4), np.float32), "discounts"))
+    data = proto.SerializeToString()
+    folder = changed(small_folder, tmp_path / "out", "crc32", "value.onnx", value=zlib.crc32(data))
+    (folder / "value.onnx").write_bytes(data)
+    agent = OnnxAgent(folder, seed=0)
+    with pytest.raises(ValueError, match=r"value\.onnx: cannot be run on these inputs"):
+        agent.act(np.zeros((2, 24)), [1, 2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_observations_that_are_not_finite_are_named(small_folder: Path, value: float) -> None:
+    obs = np.zeros((2, 24))
+    obs[1, 7] = value
+    with pytest.raises(ValueError, match=r"observations hold -?(nan|inf) \(environment 1, entry 7\)"):
+        OnnxAgent(small_folder).act(obs, [0, 1])
+    for odd in ([[None] * 24], [["x"] * 24], [[1.0], [1.0, 2.0]], [[1j] * 24]):
+        with pytest.raises(ValueError, match="observations"):
+            OnnxAgent(small_folder).act(odd, [0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -113,3 +119,71 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, compiler_name: str
     finally:
         native._library.cache_clear()
     assert problem is not None and said in problem and "\n" not in problem
+
+
+# -- compilers whose work does not run as it should, real ones behind a script -----------------------------------------
+
+
+def build_with(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> str | None:
+    """What is said when the compiler is the real one behind a shell script, to which "$@" are its arguments."""
+    wrapper = folder / "compiler"
+    wrapper.write_text(f"#!/bin/sh\n{script}\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CC", str(wrapper))
+    native._library.cache_clear()
+    native._function.cache_clear()
+    try:
+        problem = native.build_problem()
+        if problem is None:
+            x = drawn(70, 32)
+            expected = kernels.norm_mish(x, *affine(32))
+            found = native.native_kernels().norm_mish(x.clone(), *affine(32))
+            torch.testing.assert_close(found, expected, **TOLERANCE[torch.float32])
+    finally:
+        native._library.cache_clear()
+        native._function.cache_clear()
+    return problem
+
+
+REAL = shutil.which(os.environ.get("CC", "cc")) or "cc"
+
+
+def test_an_instruction_that_the_processor_lacks_is_found_before_it_is_met(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "trap.h").write_text("__attribute__((constructor)) static void trap(void) { __builtin_trap(); }\n")
+    always = f'exec {REAL} -include {tmp_path}/trap.h "$@"'
+    problem = build_with(monkeypatch, tmp_path, always)
+    assert problem is not None and problem.startswith("what the C compiler built does not run: ended by SIG")
+    assert "\n" not in problem
+    # Where only code for the native processor does not run, other code does.
+    native_alone = f'case "$*" in *=native*) {always} ;; *) exec {REAL} "$@" ;; esac'
+    assert build_with(monkeypatch, tmp_path, native_alone) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how libraries are found is the system's own")
+def test_a_library_that_is_missing_where_it_runs_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """libgomp, as far as the program is concerned."""
+    (tmp_path / "gone.c").write_text("int gone(void) { return 1; }\n")
+    (tmp_path / "uses.c").write_text("int gone(void);\nint uses(void) { return gone(); }\n")
+    gone = tmp_path / "libgone.so"
+    subprocess.run([REAL, "-shared", "-fPIC", str(tmp_path / "gone.c"), "-o", str(gone)], check=True)
+    subprocess.run([REAL, "-c", "-fPIC", str(tmp_path / "uses.c"), "-o", str(tmp_path / "uses.o")], check=True)
+    kept = gone.rename(tmp_path / "kept.so")
+    linked = f'{REAL} "$@" {tmp_path}/uses.o -L{tmp_path} -lgone'
+    script = f"""case "$*" in
+  *-shared*-fopenmp*) cp {kept} {gone}; {linked}; status=$?; rm {gone}; exit $status ;;
+  *) exec {REAL} "$@" ;;
+esac"""
+    assert build_with(monkeypatch, tmp_path, script) is None
+    script = script.replace("*-shared*-fopenmp*", "*-shared*")
+    problem = build_with(monkeypatch, tmp_path, script)
+    assert problem is not None and "does not run" in problem and "libgone.so" in problem and "\n" not in problem
+
+
+def test_wrong_numbers_are_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "wrong.h").write_text("#include <math.h>\n#define rintf(x) (rintf(x) + 3.0f)\n")
+    problem = build_with(monkeypatch, tmp_path, f'exec {REAL} -include {tmp_path}/wrong.h "$@"')
+    assert problem is not None and problem.startswith("the C compiler's norm_mish is wrong on this machine")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +26,12 @@ from model_fixtures import (
     student_decisions,
     tensors,
 )
+from run_fixtures import TINY_PLANNER, run_program, tiny_run
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
+from tdmpc2.model import capabilities, layers
+from tdmpc2.model.layers import Layer
 from tdmpc2.planner import Plan, PlanExecution, Planner, PlanNoise, native
 from tdmpc2.planner.fused import FusedModel
 from tdmpc2.planner.kernels import Dense, Kernels
@@ -124,11 +129,111 @@ def test_integer_products_are_those_of_the_model(device: str) -> None:
         assert_close(fused.values(start, laid_out, action), q, name="q")
 
 
-def test_weights_without_a_packed_form_give_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias = torch.rand(5, 7), torch.rand(3, 7), torch.rand(3)
-    found = Dense(weight, bias, torch.float32)(x)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    torch.testing.assert_close(Dense(weight, bias, torch.float32)(x), found)
+@pytest.fixture
+def tried_anew() -> Iterator[None]:
+    """What the machine can do is tried again in the test, and again after it."""
+    probes = (
+        capabilities.packed_product_problem,
+        capabilities.half_product_problem,
+        capabilities.integer_product_problem,
+        capabilities.autocast_problem,
+    )
+    for probe in probes:
+        probe.cache_clear()
+    yield
+    for probe in probes:
+        probe.cache_clear()
+
+
+def with_other_products(monkeypatch: pytest.MonkeyPatch, torch_build: str) -> str:
+    """Makes torch one whose private products are other ones; what is said of them."""
+    if torch_build == "no oneDNN":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        return "this torch has no oneDNN"
+    if torch_build == "no such operation":
+        operations = SimpleNamespace(_reorder_linear_weight=lambda weight: weight)
+        monkeypatch.setattr(torch.ops, "mkldnn", operations)
+        return "_linear_pointwise"
+    plain = torch.nn.functional.linear
+    changed = {
+        "other arguments": (lambda x, weight: plain(x, weight), "positional arguments"),
+        "other results": (lambda x, weight, *_: 2 * plain(x, weight), "products are wrong on this machine"),
+    }
+    function, said = changed[torch_build]
+    operations = SimpleNamespace(_reorder_linear_weight=lambda weight: weight, _linear_pointwise=function)
+    monkeypatch.setattr(torch.ops, "mkldnn", operations)
+    return said
+
+
+BUILDS = ("no oneDNN", "no such operation", "other arguments", "other results")
+
+
+@pytest.mark.parametrize("torch_build", BUILDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_without_a_packed_form_give_the_same_product(
+    monkeypatch: pytest.MonkeyPatch, tried_anew: None, torch_build: str, dtype: torch.dtype
+) -> None:
+    x, weight, bias = torch.rand(5, 7).to(dtype), torch.rand(3, 7), torch.rand(3)
+    found = Dense(weight, bias, dtype)(x)
+    said = with_other_products(monkeypatch, torch_build)
+    for probe in (capabilities.packed_product_problem, capabilities.half_product_problem):
+        probe.cache_clear()
+    problem = capabilities.packed_product_problem(dtype)
+    assert problem is not None and said in problem and "\n" not in problem
+    torch.testing.assert_close(Dense(weight, bias, dtype)(x), found)
+
+
+def test_plans_without_onednn_equal_the_reference(monkeypatch: pytest.MonkeyPatch, tried_anew: None) -> None:
+    with_other_products(monkeypatch, "no oneDNN")
+    was_enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.set_flags(False)  # plain products do without as well
+    try:
+        check(plan_with(Planner(small_model(), SMALL_PLAN, gammas())))
+        half = plan_with(Planner(small_model(), SMALL_PLAN, gammas(), PlanExecution(precision="bfloat16")))
+    finally:
+        torch.backends.mkldnn.set_flags(was_enabled)
+    assert half.action.isfinite().all()
+
+
+def slow_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU whose products in half types are emulated."""
+    for room in ("model.layers", "planner.kernels", "planner.execution", "training.execution"):
+        monkeypatch.setattr(f"tdmpc2.{room}.half_product_problem", lambda dtype: "they are emulated")
+
+
+@torch.no_grad()
+def test_where_half_products_are_slow_half_numbers_are_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers but for the order of sums: inputs, weights and results are rounded all the same."""
+    slow_in_half(monkeypatch)
+    half = torch.bfloat16
+    for lead in ((), (2,)):
+        x, weight, bias = torch.randn(*lead, 40, 33), torch.randn(*lead, 9, 33), torch.randn(*lead, 9)
+        exact = x.to(half).double() @ weight.to(half).double().mT + bias.to(half).double().unsqueeze(-2)
+        found = Dense(weight, bias, half)(x.to(half))
+        assert found.dtype == half
+        torch.testing.assert_close(found, exact.to(half), rtol=2**-7, atol=1e-6)
+        layer = Layer(33, 9, "none", heads=lead[0] if lead else None)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        torch.testing.assert_close(layer.to(half)(x.to(half)), exact.to(half), rtol=2**-7, atol=1e-6)
+    rounded = plan_with(Planner(small_model(), SMALL_PLAN, gammas(), PlanExecution(precision="bfloat16")))
+    full = plan_with(Planner(small_model(), SMALL_PLAN, gammas()))
+    assert rounded.values is not None and full.values is not None
+    drawn = slice(SMALL_PLAN.num_pi_trajs, None)
+    assert 0 < relative(rounded.values[:, 0, drawn], full.values[:, 0, drawn]) < 0.12
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_products_of_integers_are_exact(monkeypatch: pytest.MonkeyPatch, overflow: bool) -> None:
+    """Also at the largest numbers, over many inputs, and on a CPU whose own sums of them overflow."""
+    if overflow:
+        monkeypatch.setattr("tdmpc2.model.layers.integer_product_problem", lambda: "its sums overflow")
+    generator = torch.Generator().manual_seed(0)
+    for width in (5, 1024, 2500):
+        x, weight = (torch.randint(-128, 128, (rows, width), generator=generator).char() for rows in (37, 21))
+        x[0], x[1], weight[0], weight[1] = -128, 127, -128, 127
+        found = layers._integer_matmul(x, weight)
+        assert found.dtype == torch.int32
+        assert torch.equal(found, x.int() @ weight.int().T)
 
 
 def test_a_planner_follows_its_models_weights() -> None:
@@ -195,10 +300,39 @@ def test_what_a_cpu_cannot_do_is_said(capsys: pytest.CaptureFixture[str], monkey
         PlanExecution(cudagraphs=True).possible(cpu)
     monkeypatch.setattr("tdmpc2.planner.execution.cpu_has_bfloat16", lambda: False)
     assert PlanExecution(precision="bfloat16").possible(cpu).precision == "bfloat16"
-    assert "precision=bfloat16 is slow here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "precision=bfloat16 is slow here" in said and "precision=float32 is faster" in said
+    assert said.count("\n") == 1
     monkeypatch.setattr("tdmpc2.planner.execution.build_problem", lambda: "no compiler")
     assert not PlanExecution(compile=True).possible(cpu).compile
     assert "plans run eagerly: no compiler" in capsys.readouterr().err
+
+
+OLDER_CPU = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def test_programs_compute_in_bfloat16_on_a_cpu_without_avx512(tmp_path: Path) -> None:
+    """As most desktops are: the product's own advice of `precision=bfloat16` must not end there."""
+    checkpoint = tiny_run(tmp_path / "run", "steps=1", "save_freq=1").checkpoint
+    keys = [f"checkpoint={checkpoint}", *TINY_PLANNER, "eval_episodes=1", "num_workers=0", "device=cpu"]
+    done = run_program("tdmpc2/evaluate.py", *keys, "precision=bfloat16", cwd=tmp_path, **OLDER_CPU)
+    assert done.returncode == 0, done.stderr
+    benchmark = ("--envs", "1", "--mode", "eager", "eager-bf16", "--seconds", "0.1", "--device", "cpu")
+    done = run_program("benchmarks/plan.py", *benchmark, cwd=tmp_path, PYTHONPATH=str(ROOT), **OLDER_CPU)
+    assert done.returncode == 0 and "eager-bf16" in done.stdout, done.stderr
+
+
+def test_a_benchmark_goes_on_without_what_is_not_possible(tmp_path: Path) -> None:
+    modes = ("--mode", "eager", "compiled", "--seconds", "0.1", "--device", "cpu", "--envs", "1")
+    changes = {"CC": "no-such-compiler", "PYTHONPATH": str(ROOT)}
+    done = run_program("benchmarks/plan.py", *modes, cwd=tmp_path, **changes)
+    assert done.returncode == 0, done.stderr
+    assert "compiled: mode compiled is not possible here" in done.stderr
+    assert "eager" in done.stdout and "compiled" not in done.stdout
+    rows = ("--rows", "8", "--repeats", "1", "--no-torch-compile")
+    done = run_program("benchmarks/kernels.py", *rows, cwd=tmp_path, **changes)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("C is not possible here: no C compiler") and "LayerNorm, Mish" in done.stdout
 
 
 # -- CUDA ------------------------------------------------------------------------------------------------------------

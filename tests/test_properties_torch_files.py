@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from data_fixtures import FakeStorage, FakeTensor, make_episodes, pickled, publi
 from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import small_model, small_tasks
-from property_fixtures import cases, damage, harmful_pickle, live_pickle, loads, tricked_archive
+from property_fixtures import cases, damage, harmful_pickle, live_pickle, loads, text, tricked_archive
 from test_checkpoints import released
 
 from tdmpc2.checkpointing import load_model
@@ -377,3 +378,39 @@ def test_a_dataset_pickle_of_many_instructions(tmp_path: Path) -> None:
     path = save_zip(tmp_path / "data.pt", script(body), {})
     with pytest.raises(DataError, match="more than 5000 instructions"):
         PublishedFile.open(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"]" * 3_000_000 + b"a" * 2_999_999, "a list among more than 20000 unfinished values"),
+        (b")" + b"\x85" * 3_000_000, "more than 250000 instructions"),
+        (b"]" * 10_000 + b"a" * 9_999, "holds a list nested more than 64 deep"),
+        (b"}" * 100 + b"".join([text("x") + b"N"]) + b"s", "ends in the middle"),
+        (b"]q\x00h\x00a", "holds a list nested more than 64 deep"),  # a list in itself
+        (b"]q\x00" + b"".join(b"0](h%ch%ceq%c" % (n, n, n + 1) for n in range(40)), "more than 500000 values"),
+        (b"\x8b" + (1 << 20).to_bytes(4, "little") + bytes((1 << 20) - 1) + b"\x01", "a number of 8388601 bits"),
+        (b"X" + (2 << 20).to_bytes(4, "little") + b"x" * (2 << 20), "a text of 2097152 characters"),
+    ],
+    ids=[
+        "three million lists",
+        "three million tuples",
+        "deep",
+        "unfinished",
+        "in itself",
+        "doubled forty times",
+        "number",
+        "text",
+    ],
+)
+def test_training_states_that_mean_large_work(tmp_path: Path, value: bytes, message: str) -> None:
+    """An identity nested without end, or whose parts are named again and again, is refused at once."""
+    body = b"}" + text("version") + b"K\x01s" + text("identity") + value
+    body = body if message == "ends in the middle" else body + b"s"
+    path = tmp_path / "state" / "latest.pt"
+    path.parent.mkdir()
+    save_zip(path, script(body), {})
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match=message):
+        StateFolder(tmp_path).load(IDENTITY)
+    assert time.monotonic() - began < 3

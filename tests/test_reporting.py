@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tdmpc2.fileio import atomic_file, atomic_write_bytes, atomic_write_text, wr
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.reporting.plots import _spread, learning_curves, score_bars, task_bars
 from tdmpc2.reporting.progress import Progress, duration
-from tdmpc2.reporting.sinks import ConsoleSink, TensorBoardSink, metric_series, read_metrics
+from tdmpc2.reporting.sinks import ConsoleSink, TensorBoardSink, WandbSink, metric_series, read_metrics
 from tdmpc2.reporting.tables import format_table
 
 QUIET = LoggingSettings(console=False)
@@ -324,6 +325,16 @@ def test_wandb_that_cannot_start_only_warns(tmp_path: Path) -> None:
 
 
 # Progress
+
+
+@pytest.mark.parametrize("kept", [b"\xff\xfe\x00", b"../evil\x1b[31m", b"", b"x" * 1000, b"abc12345\n"])
+def test_a_wandb_run_id_that_is_none_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes) -> None:
+    """A run resumes whatever the file holds; wandb itself is not needed for that."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (tmp_path / "wandb_run_id.txt").write_bytes(kept)
+    WandbSink(tmp_path, "p", None, "offline", "", {}, resume_step=5).close()
+    found = (tmp_path / "wandb_run_id.txt").read_text().strip()
+    assert found == "abc12345" if kept.startswith(b"abc") else re.fullmatch("[0-9a-f]{8}", found)
 
 
 def test_durations() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import (
@@ -162,6 +163,7 @@ def test_where_it_ran() -> None:
     versions = package_versions()
     assert set(versions) == {"python", "torch", "numpy", "mujoco", "dm_control", "gymnasium", "tdmpc2"}
     assert versions["python"].startswith("3.")
+    assert versions["torch"] == torch.__version__, "with its build, which a registry's package leaves out"
     assert replace(make(), versions=versions).versions == versions
     machine = this_machine("cpu")
     assert machine.cpu and machine.cores >= 1 and machine.device == "cpu"

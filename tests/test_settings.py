@@ -184,7 +184,6 @@ def test_released_19m_teacher_of_mt30_has_its_own_latent() -> None:
         ("train", "task.nmae=mt30", ("task.nmae",)),
         ("train", "teacher.foo=1", ("teacher.foo",)),
         ("train", "logging.console=perhaps", ("logging.console", "perhaps")),
-        ("train", "resume=maybe", ("resume", "maybe")),
         ("train", "task=nope", ("task/nope", "mt30", "walker-walk")),
         ("train", "teacher=7M", ("teacher/7M", "317M")),
         ("train", "experiment=nix", ("experiment/nix", "paper_best")),
@@ -232,6 +231,7 @@ def test_wrong_keys_types_and_choices_are_named_in_one_line(program: str, wrong:
         ("task=own", "task=own"),
         ("device=tpu0", "tpu0"),
         ("logging.wandb_mode=sometimes", "wandb_mode"),
+        ("resume=maybe", "resume=maybe"),
     ],
 )
 def test_values_out_of_range_are_named(wrong: str, named: str) -> None:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tdmpc2.archive import refusing
 from tdmpc2.checkpointing.metadata import CheckpointMetadata, parse_metadata
 from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_released
 from tdmpc2.checkpointing.torchfile import read_torch_file
@@ -69,12 +70,25 @@ class Checkpoint:
         )
 
     def float32_tensors(self) -> dict[str, Tensor]:
-        """The model's tensors turned back into float32, those that were read."""
+        """The model's tensors turned back into float32, those that were read.
+
+        Raises:
+            CheckpointError: for a tensor that holds NaN or infinity: no model computes with it.
+        """
         scheme = self.scheme
         if scheme is None:
-            return {n: dequantise(t) for n, t in self.tensors.items()}
-        shapes = {n: s for n, s in _model_shapes(self.path, self.dims).items() if n in self.tensors}
-        return scheme.decode(self.tensors, shapes)
+            floats = {n: dequantise(t) for n, t in self.tensors.items()}
+        else:
+            shapes = {n: s for n, s in _model_shapes(self.path, self.dims).items() if n in self.tensors}
+            floats = scheme.decode(self.tensors, shapes)
+        for name, tensor in floats.items():
+            # The extremes tell it without a copy of the tensor: NaN is both of them.
+            if tensor.numel() and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
+                raise CheckpointError(
+                    f"{self.path}: '{name}' holds NaN or infinity, so no model can be built of it; give an earlier "
+                    "checkpoint of the run, or one made again."
+                )
+        return floats
 
 
 def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Checkpoint:
@@ -116,22 +130,23 @@ def _read_released(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
 
 def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     wanted = set(ALL_PARTS if parts is None else parts)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY))
-            names = set(file.keys())
-            if names != set(checksums):
-                odd = ", ".join(sorted(names ^ set(checksums))[:5])
-                raise CheckpointError(f"{path}: damaged: its tensors and its list of them differ ({printable(odd)}).")
-            shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names}
-            tensors = {n: file.get_tensor(n) for n in names if n == "task_embedding" or n.split(".")[0] in wanted}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors checkpoint ({printable(error)}).") from error
+
+    def damaged(reason: str) -> str:
+        return f"truncated or not a safetensors checkpoint ({printable(reason)})."
+
+    with refusing(path, CheckpointError, damaged), safetensors.safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY))
+        names = set(file.keys())
+        if names != set(checksums):
+            odd = ", ".join(sorted(names ^ set(checksums))[:5])
+            raise CheckpointError(f"{path}: damaged: its tensors and its list of them differ ({printable(odd)}).")
+        shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names}
+        tensors = {n: file.get_tensor(n) for n in names if n == "task_embedding" or n.split(".")[0] in wanted}
     scheme = _scheme_of(path, metadata)
     for name, tensor in tensors.items():
         if _crc32(tensor) != checksums[name]:
-            raise CheckpointError(f"{path}: '{name}' does not match its checksum; the file is damaged.")
+            raise CheckpointError(f"{path}: '{printable(name)}' does not match its checksum; the file is damaged.")
     kinds = "+".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
     stored_as = kinds if scheme.is_float else f"{scheme.name}, {kinds}"
     checkpoint = Checkpoint(path, tensors, metadata.dims, stored_as, metadata, None)
@@ -203,7 +218,7 @@ def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | N
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise CheckpointError(
-                f"{checkpoint.path}: damaged or incomplete: '{name}' is "
+                f"{checkpoint.path}: damaged or incomplete: '{printable(name)}' is "
                 f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}."
             )
 
@@ -295,7 +310,7 @@ def checkpoint_task_set(checkpoint: Checkpoint, task: str | TaskSet | None = Non
         expected = task_set(task)
     if meta is not None and meta.tasks != expected.tasks:
         raise CheckpointError(
-            f"{checkpoint.path}: trained on task set '{meta.task_set}' ({', '.join(meta.tasks)}), "
+            f"{checkpoint.path}: trained on task set '{meta.task_set}' ({printable(', '.join(meta.tasks), 1000)}), "
             f"expected '{expected.name}' "
             f"({', '.join(expected.tasks[:5])}{', …' if len(expected) > 5 else ''})."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 import zlib
 from dataclasses import asdict, dataclass, field, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.errors import CheckpointError, UserError, printable
+from tdmpc2.jsontext import parse_json
 from tdmpc2.model import ModelDims
 from tdmpc2.versions import package_versions
 
@@ -72,6 +74,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_MAX_BYTES = 4 << 20  # a file of 317M parameters has 20 KB
+_LARGEST = 1 << 63
+_LONGEST_NAME = 300
+
+
 def _expect(what: str, value: Any, *kinds: type) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"{what} is {reprlib.repr(value)}")
@@ -86,6 +93,22 @@ def _dims(path: Path, content: dict[str, Any]) -> ModelDims:
         raise CheckpointError(f"{path}: no model has its dimensions ({printable(error)}).") from error
 
 
+def _field(what: str, value: Any) -> Any:
+    """A value of its type, and if it is a number, one that can be meant."""
+    _expect(what, value, *_TYPES[what])
+    fits = math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or 0 <= value < _LARGEST
+    if not fits:
+        raise ValueError(f"{what} is {reprlib.repr(value)}")
+    return value
+
+
+def _name(what: str, value: Any) -> str:
+    """A text that is shown in messages: one that a terminal can show."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST_NAME:
+        raise TypeError(f"{what} is {reprlib.repr(value)}")
+    return value
+
+
 def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, dict[str, int]]:
     """The metadata and the CRC-32 of each tensor.
 
@@ -95,26 +118,31 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
     if text is None:
         raise CheckpointError(f"{path}: a safetensors file without this project's metadata; expected '{FORMAT}'.")
     try:
-        raw = json.loads(text)
+        raw = parse_json(text, _MAX_BYTES)
         # The first files were written without this checksum.
         checksum = raw.pop("metadata_crc32", None)
         if checksum is not None and checksum != _crc32(raw):
             raise CheckpointError(f"{path}: its metadata does not match its checksum; the file is damaged.")
-        if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
+        if (
+            raw["format"] != FORMAT
+            or isinstance(raw["format_version"], bool)
+            or raw["format_version"] != FORMAT_VERSION
+        ):
             raise CheckpointError(
                 f"{path}: format {printable(raw['format'])} version {printable(raw['format_version'])}, "
                 f"expected {FORMAT} version {FORMAT_VERSION}."
             )
         # Nor did they name the version of their scheme.
         raw.setdefault("scheme_version", 1)
-        known = {f.name: _expect(f.name, raw[f.name], *_TYPES[f.name]) for f in fields(CheckpointMetadata)}
+        known = {f.name: _field(f.name, raw[f.name]) for f in fields(CheckpointMetadata)}
         known["dims"] = _dims(path, known["dims"])
-        known["tasks"] = tuple(_expect("a task", task, str) for task in known["tasks"])
-        known["versions"] = {n: _expect(f"version of {n}", v, str) for n, v in known["versions"].items()}
+        known["task_set"] = _name("task_set", known["task_set"])
+        known["tasks"] = tuple(_name("a task", task) for task in known["tasks"])
+        known["versions"] = {_name("a package", n): _name("a version", v) for n, v in known["versions"].items()}
         sums = _expect("crc32", raw["crc32"], dict)
         return CheckpointMetadata(**known), {n: _expect(f"crc32 of {n}", v, int) for n, v in sums.items()}
     except CheckpointError:
         raise
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = printable(f"{type(error).__name__}: {error}")
         raise CheckpointError(f"{path}: its metadata is damaged ({reason}).") from error

@@ -40,6 +40,7 @@ _NUMBERED = [
 ]
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.qint8}
 _FACT_DTYPES = _DTYPES - {torch.qint8} | {torch.int64}
+_NUMBER = re.compile(r"[0-9]{1,4}")
 _TENSORDICT_ENTRY = re.compile(r".*\.__(batch_size|device)$")
 
 
@@ -60,11 +61,11 @@ def own_name(released: str) -> str | None:
         if not released.startswith(prefix + "."):
             continue
         rest = released[len(prefix) + 1 :]
-        if rest.isdigit():
+        if _NUMBER.fullmatch(rest):
             numbered = part in _ENSEMBLES.values() and int(rest) < len(_NUMBERED)
             return f"{part}.{_NUMBERED[int(rest)]}" if numbered else None
         layer, _, leaf = rest.partition(".")
-        return f"{part}.layers.{layer}.{_LEAVES[leaf]}" if layer.isdigit() and leaf in _LEAVES else None
+        return f"{part}.layers.{layer}.{_LEAVES[leaf]}" if _NUMBER.fullmatch(layer) and leaf in _LEAVES else None
     return None
 
 
@@ -91,7 +92,7 @@ def from_released(path: Path, content: object) -> ReleasedWeights:
         name = own_name(str(key))
         if isinstance(value, Tensor) and name is not None:
             if name in tensors:
-                raise CheckpointError(f"{path}: '{key}' appears a second time under another name.")
+                raise CheckpointError(f"{path}: '{printable(key)}' appears a second time under another name.")
             tensors[name] = value
         elif isinstance(value, Tensor) and key in ("_action_masks", "log_std_min", "log_std_dif"):
             facts[key] = value

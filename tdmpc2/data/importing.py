@@ -10,7 +10,7 @@ from pathlib import Path
 from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.data.store import EpisodeStore, is_free
-from tdmpc2.errors import DataError
+from tdmpc2.errors import DataError, printable
 from tdmpc2.locks import missing_folders, remove_folders
 from tdmpc2.tasks import TaskSet
 
@@ -116,19 +116,19 @@ def summary(store: EpisodeStore) -> str:
     for task, name in enumerate(store.tasks):
         own = returns[ids == task]
         scores = f"{own.mean():>12.1f} {own.max():>7.1f}" if len(own) else f"{'-':>12} {'-':>7}"
-        lines.append(f"{name:<24} {len(own):>9,} {len(own) * store.episode_steps:>12,} {scores}")
+        lines.append(f"{printable(name):<24} {len(own):>9,} {len(own) * store.episode_steps:>12,} {scores}")
     lines.append(f"{'all':<24} {len(store):>9,} {store.num_transitions:>12,}")
     lines.append(
         f"{store.path}: obs {store.obs_dim}, action {store.action_dim}, {store.episode_steps} steps an episode, "
         f"{store.num_bytes / 1e9:.2f} GB of {store.header.dtype}, fingerprint {store.fingerprint}"
     )
     if store.notes:
-        lines.append(f"notes: {store.notes}")
+        lines.append(f"notes: {printable(store.notes, 2000)}")
     sources: dict[str, int] = {}
     for segment in store.segments:
         source = segment.source or "an unnamed source"
         sources[source] = sources.get(source, 0) + segment.episodes
-    lines.extend(f"{episodes:,} episodes from {source}" for source, episodes in sources.items())
+    lines.extend(f"{episodes:,} episodes from {printable(source, 1000)}" for source, episodes in sources.items())
     return "\n".join(lines)
 
 
@@ -181,4 +181,4 @@ def _identity(details: dict[str, object]) -> tuple[object, object]:
 
 
 def _layout(tasks: tuple[str, ...], obs_dim: int, action_dim: int, episode_steps: int) -> str:
-    return f"{len(tasks)} tasks ({tasks[0]}, …), obs {obs_dim}, action {action_dim}, {episode_steps} steps"
+    return f"{len(tasks)} tasks ({printable(tasks[0])}, …), obs {obs_dim}, action {action_dim}, {episode_steps} steps"

@@ -29,8 +29,9 @@ import numpy.typing as npt
 
 from tdmpc2.data.mapped import MappedFile
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.errors import DataError
+from tdmpc2.errors import DataError, printable
 from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
+from tdmpc2.jsontext import parse_json, whole_number
 from tdmpc2.locks import FolderLock, InUse
 
 FORMAT = "tdmpc2-teacher-rewards"
@@ -41,6 +42,8 @@ _LOCK = "labels.lock"
 _DTYPE = np.dtype("<f4")
 _BLOCK_EPISODES = 256
 """What one checksum covers, and at most what a kill loses: 128,000 transitions of MT30."""
+_LARGEST = (1 << 40) - 1
+_LONGEST = 300  # characters of a text
 _ANEW = "delete this folder and label anew, or name another one with teacher.labels=…"
 
 
@@ -305,15 +308,15 @@ def read_labels(path: str | Path) -> LabelHeader:
             "teacher.labels."
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: is not JSON ({type(error).__name__}); {_ANEW}.") from error
+    except ValueError as error:
+        raise DataError(f"{file}: is not JSON ({printable(error)}); {_ANEW}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{file}: is not the header of a label column; check teacher.labels.")
-    if content.get("version") != VERSION:
-        raise DataError(f"{file}: found version {content.get('version')}, expected {VERSION}; {_ANEW}.")
+    if content.get("version") != VERSION or isinstance(content.get("version"), bool):
+        raise DataError(f"{file}: found version {printable(content.get('version'), 60)}, expected {VERSION}; {_ANEW}.")
     header = _parsed(file, content)
     values = path / _VALUES
     try:
@@ -385,22 +388,26 @@ def _parsed(file: Path, content: dict[str, Any]) -> LabelHeader:
     def damaged(what: str) -> DataError:
         return DataError(f"{file}: {what}; copy it again, or {_ANEW}.")
 
+    def shown(key: str) -> str:
+        return repr(str(content.get(key))[:60])
+
     def names(key: str) -> tuple[str, ...]:
         value = content.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise damaged(f"key '{key}' is {str(value)[:60]!r}, expected a list of text")
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
+            raise damaged(f"key '{key}' is {shown(key)}, expected a list of text")
         return tuple(value)
 
     def number(key: str) -> int:
-        value = content.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-            raise damaged(f"key '{key}' is {str(value)[:60]!r}, expected a number above 0")
+        value: Any = content.get(key)
+        if not whole_number(value, least=1, most=_LARGEST):
+            raise damaged(f"key '{key}' is {shown(key)}, expected a number above 0")
         return value
 
     def text(key: str) -> str:
+        """These are shown in messages and commands, so they are what a terminal can show."""
         value = content.get(key)
-        if not isinstance(value, str):
-            raise damaged(f"key '{key}' is {str(value)[:60]!r}, expected text")
+        if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+            raise damaged(f"key '{key}' is {shown(key)}, expected text")
         return value
 
     facts = LabelFacts(

@@ -1,9 +1,8 @@
 """Reads a dataset file in the published format without running any code the file brings along.
 
-Such a file is what `torch.save` writes: a zip archive whose `data.pkl` describes the tensors and whose
-`data/N` members are their bytes. The pickle may name only what is listed here, and every name becomes an
-inert stand-in; each tensor becomes a view, checked against its member's bounds, on the file mapped read-only.
-Nothing is read whole, so a file may be larger than memory.
+Such a file is what `torch.save` writes (see `tdmpc2/archive.py`). The pickle may name only what is listed here, and
+every name becomes an inert stand-in; each tensor becomes a view, checked against its member's bounds, on the file
+mapped read-only. Nothing is read whole, so a file may be larger than memory.
 
 Known forms of the TensorDict inside (looked up in files written by those releases):
 - 0.0 to 0.2: `tensordict.tensordict.TensorDict`, made empty and then given its state;
@@ -15,12 +14,7 @@ In all of them the tensors are in the state's `_tensordict`. A plain dictionary 
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
-import pickle
-import pickletools
-import struct
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,11 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tdmpc2.archive import MAX_AXES, Archive, Damaged, Name, read_pickle, refusing, whole_numbers
 from tdmpc2.errors import DataError, printable
 
 _MAX_PICKLE_BYTES = 4 << 20  # a published file's pickle has 600 bytes
 _CHECK_BYTES = 32 << 20
-_MAX_INSTRUCTIONS = 5_000  # a published file's has some 200; with more, nesting could exhaust the stack
+_MAX_INSTRUCTIONS = 5_000  # a published file's has some 200
+_MAX_REPEATED = 4  # the four tensors may name that many times the bytes stored: a task id once for all its steps
 _KEYS = ("obs", "action", "reward", "task")
 
 # How each torch dtype is stored; bfloat16, which numpy lacks, is the upper half of a float32.
@@ -69,10 +65,14 @@ _STORAGES: dict[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class TensorView:
-    """A tensor of the file, still in the file: `raw` is a read-only view on the mapping."""
+    """A tensor of the file, still in the file: `raw` is a read-only view on the mapping.
+
+    `held` are the elements that its storage holds; strides of 0 can make a view of more.
+    """
 
     dtype: str
     raw: npt.NDArray[Any]
+    held: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,8 +125,19 @@ class PublishedFile:
     def open(cls, path: str | Path) -> PublishedFile:
         """Maps the file and checks its layout (not its values). Raises a `DataError` that names the file."""
         path = Path(path)
-        archive = _Archive(path)
-        fields = _fields(path, archive.unpickle())
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "nothing"
+            raise DataError(f"{path}: found {found}, expected a dataset file (.pt); check the path.")
+        with refusing(path, DataError, lambda reason: _get_again(_described(path, reason))):
+            return cls._opened(path)
+
+    @classmethod
+    def _opened(cls, path: Path) -> PublishedFile:
+        archive = Archive(path, max_pickle_bytes=_MAX_PICKLE_BYTES, verify=False)
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), archive.size, access=mmap.ACCESS_READ)
+        maker = _Views(path, archive, mapping)
+        fields = _fields(path, read_pickle(archive.pickle, maker, _MAX_INSTRUCTIONS))
         lead = fields["obs"].shape[:2]
         views: dict[str, TensorView] = {}
         for key in _KEYS:
@@ -136,7 +147,7 @@ class PublishedFile:
                 kind = "a float type" if floats else "an integer type"
                 raise _bad(path, f"'{key}' is {view.dtype}, expected {kind}")
             if key in ("reward", "task") and len(view.shape) == 3 and view.shape[2] == 1:
-                view = TensorView(view.dtype, view.raw[:, :, 0])
+                view = TensorView(view.dtype, view.raw[:, :, 0], view.held)
             axes = 3 if key in ("obs", "action") else 2
             if len(view.shape) != axes or view.shape[:2] != lead:
                 raise _bad(
@@ -146,14 +157,9 @@ class PublishedFile:
                     "[episodes, steps] or [episodes, steps, 1]",
                 )
             views[key] = view
-        return cls(
-            path,
-            archive.size,
-            archive.fingerprint(),
-            mapping=archive.mapping,
-            checksums=archive.checksums(),
-            **views,
-        )
+        checksums = maker.checksums()
+        _check_stored(path, views, sum(size for _, size, _ in checksums.values()))
+        return cls(path, archive.size, _fingerprint(archive), mapping=mapping, checksums=checksums, **views)
 
     def __len__(self) -> int:
         """The number of episodes."""
@@ -207,129 +213,38 @@ class PublishedFile:
             self._forget()
 
 
-class _Archive:
-    """The zip archive that torch.save writes: where each member's bytes lie, and the mapped file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "nothing"
-            raise DataError(f"{path}: found {found}, expected a dataset file (.pt); check the path.")
-        self.size = path.stat().st_size
-        self._file_offsets: dict[str, int] = {}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-                if len(pickles) != 1:
-                    raise _bad(path, f"a zip archive with {len(pickles)} data.pkl, not a file of torch.save")
-                prefix = pickles[0].removesuffix("data.pkl")
-                self.members = {
-                    i.filename.removeprefix(prefix): i for i in archive.infolist() if i.filename.startswith(prefix)
-                }
-                for name, info in self.members.items():
-                    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                        raise DataError(
-                            f"{path}: member '{printable(name)}' is compressed or encrypted, expected plain bytes; "
-                            "unpack it and save the data again with torch.save."
-                        )
-                if self.members["data.pkl"].file_size > _MAX_PICKLE_BYTES:
-                    raise _bad(path, "its data.pkl is too large for a dataset file")
-                self.pickle = archive.read(pickles[0])
-                order = archive.read(prefix + "byteorder").strip() if "byteorder" in self.members else b"little"
-        except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError) as error:
-            raise _bad(path, f"{self._what_instead()} ({printable(error)})") from error
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check the file's permissions.") from error
-        if order != b"little":
-            raise DataError(
-                f"{path}: byte order is {order.decode('ascii', 'replace')!r}, expected 'little'; save "
-                "the data again on a little-endian machine."
-            )
-        with path.open("rb") as file:
-            self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def _what_instead(self) -> str:
-        with self.path.open("rb") as file:
-            head = file.read(64)
-        if head.startswith(b"version https://git-lfs"):
-            return "is a Git LFS pointer, not the dataset file itself"
-        if head.startswith(b"PK"):
-            return "is cut off or damaged"
-        return "is not a file that torch.save writes (a zip archive)"
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.pickle)
-        for name, info in sorted(self.members.items()):
-            digest.update(f"{name}\0{info.file_size}\0{info.CRC:08x}\n".encode())
-        return digest.hexdigest()
-
-    def checksums(self) -> dict[str, tuple[int, int, int]]:
-        """Of the members whose place is known by now (those that hold tensors): start, bytes, CRC-32."""
-        known = {f"data/{key}": start for key, start in self._file_offsets.items()}
-        return {name: (start, self.members[name].file_size, self.members[name].CRC) for name, start in known.items()}
-
-    def unpickle(self) -> object:
-        """The pickle's root, made of plain containers, `TensorView`, `_TensorDict` and `_Inert`."""
-        path = self.path
-        try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(self.pickle)):
-                if count > _MAX_INSTRUCTIONS:
-                    raise _bad(path, f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")
-                # A small file can ask for a memo of many gigabytes; torch numbers its memo from 0 upwards.
-                if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(self.pickle):
-                    raise _bad(path, "its pickle asks for an absurd memo")
-            return _Unpickler(self).load()
-        except DataError:
-            raise
-        except Exception as error:  # damaged bytes make the unpickler raise nearly any error
-            raise _bad(
-                path, f"its pickle is damaged or of an unknown form ({error.__class__.__name__}: {printable(error)})"
-            ) from error
-
-    def storage(self, kind: str, key: str, numel: int) -> _Storage:
-        """The member that holds a storage of `numel` elements (bytes for an untyped one)."""
-        info = self.members.get(f"data/{key}")
-        if info is None:
-            raise _bad(self.path, f"member 'data/{printable(key)}' is missing")
-        itemsize = _DTYPES[kind].itemsize if kind else 1
-        if info.file_size != numel * itemsize:
-            raise _bad(self.path, f"member 'data/{key}' has {info.file_size} bytes, its storage {numel * itemsize}")
-        if key not in self._file_offsets:
-            # The name and the padding before the bytes are as long as the member's own header says.
-            header = self.mapping[info.header_offset : info.header_offset + 30]
-            if len(header) < 30 or header[:4] != b"PK\3\4":
-                raise _bad(self.path, f"member 'data/{key}' is damaged")
-            name, extra = struct.unpack("<HH", header[26:30])
-            self._file_offsets[key] = info.header_offset + 30 + name + extra
-        offset = self._file_offsets[key]
-        if offset + info.file_size > self.size:
-            raise _bad(self.path, f"member 'data/{key}' ends after the file's end")
-        return _Storage(kind, offset, info.file_size)
-
-    def tensor(self, storage: object, dtype: str, offset: object, shape: object, stride: object) -> TensorView:
-        """A view on the mapping; raises a `DataError` where it would leave its storage."""
-        if not isinstance(storage, _Storage) or dtype not in _DTYPES:
-            raise _bad(self.path, "a tensor has no storage of a known type")
-        sizes, strides = _whole_numbers(shape), _whole_numbers(stride)
-        start = _whole_numbers((offset,))
-        if sizes is None or strides is None or start is None or len(sizes) != len(strides):
-            raise _bad(self.path, "a tensor's shape, strides or offset are not whole numbers")
-        kind = _DTYPES[dtype]
-        last = start[0] + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
-        if 0 in sizes or (last + 1) * kind.itemsize > storage.nbytes:
-            raise _bad(
-                self.path,
-                f"a tensor of shape {list(sizes)}, strides {list(strides)} and offset {start[0]} "
-                f"is empty or leaves its storage of {storage.nbytes} bytes",
-            )
-        raw: npt.NDArray[Any] = np.ndarray(
-            shape=sizes,
-            dtype=kind,
-            buffer=self.mapping,
-            offset=storage.offset + start[0] * kind.itemsize,
-            strides=tuple(s * kind.itemsize for s in strides),
+def _check_stored(path: Path, views: Mapping[str, TensorView], stored: int) -> None:
+    """Refuses data that is not there: a small file whose strides repeat a few numbers over gigabytes."""
+    obs = views["obs"]
+    named = sum(view.raw.size * view.raw.itemsize for view in views.values())
+    if obs.raw.size > obs.held or named > _MAX_REPEATED * stored:
+        needed = f"{named / 1e9:.1f} GB" if named >= 1e8 else f"{named:,} bytes"
+        raise _bad(
+            path,
+            f"found {stored:,} bytes of tensors, expected at least {needed} for {len(obs.raw):,} episodes of "
+            f"{obs.shape[1]:,} steps: the same numbers are named many times over",
         )
-        return TensorView(dtype, raw)
+
+
+def _described(path: Path, reason: str) -> str:
+    """What is wrong with a file, in words for what was found instead where that is plain to see."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return reason
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the dataset file itself"
+    if head.startswith(b"PK"):
+        return f"is damaged, cut off or of an unknown form: {reason}"
+    return f"is not a file that torch.save writes (a zip archive): {reason}"
+
+
+def _fingerprint(archive: Archive) -> str:
+    digest = hashlib.sha256(archive.pickle)
+    for name, info in sorted(archive.members.items()):
+        digest.update(f"{name}\0{info.file_size}\0{info.CRC:08x}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -342,127 +257,165 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class _Name:
-    """A dtype or storage class named by the pickle. Not callable, so the pickle can do nothing with it."""
-
-    name: str
-    storage: bool
-
-
 class _Inert:
-    """Stands for an object that is of no use here: takes any arguments and any state, does nothing."""
+    """Stands for an object that is of no use here."""
 
-    kind = "object"
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
+    kind: str
 
 
 class _TensorDict:
     """Stands for a TensorDict: keeps its state, nothing else."""
 
-    state: object = None
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
+    def __init__(self, state: object = None) -> None:
         self.state = state
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the few names below; a foreign name raises a `DataError` before anything is looked up.
+_TENSORDICTS = (
+    Name("tensordict.tensordict", "TensorDict"),
+    Name("tensordict._td", "TensorDict"),
+    Name("tensordict", "TensorDict"),
+)
+_DICTS = (Name("collections", "OrderedDict"), Name("tensordict.utils", "_StringOnlyDict"))
+_SETS = (Name("__builtin__", "set"), Name("builtins", "set"))
+_TENSOR_V2 = Name("torch._utils", "_rebuild_tensor_v2")
+_TENSOR_V3 = Name("torch._utils", "_rebuild_tensor_v3")
+_SIZE = Name("torch", "Size")
+_DEVICE = Name("torch", "device")
+_MAKE_TD = Name("tensordict._reductions", "_make_td")
 
-    What stands for the names are bound methods and inert classes, whose attributes a pickle cannot change.
-    """
 
-    def __init__(self, archive: _Archive) -> None:
-        super().__init__(io.BytesIO(archive.pickle))
+class _Views:
+    """Makes views on the mapped file of the storages and calls that a pickle names (an `archive.Maker`)."""
+
+    def __init__(self, path: Path, archive: Archive, mapping: mmap.mmap) -> None:
+        self._path = path
         self._archive = archive
+        self._mapping = mapping
+        self._places: dict[str, tuple[int, int]] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return self._tensor_v2
-        if module == "torch._utils" and name == "_rebuild_tensor_v3":
-            return self._tensor_v3
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return _Name(_STORAGES[name], storage=True)
-        if module == "torch" and name in _DTYPES:
-            return _Name(name, storage=False)
-        if module == "torch" and name == "Size":
-            return tuple
-        if module == "collections" and name == "OrderedDict":
-            return dict
-        if module in ("__builtin__", "builtins") and name == "set":
-            return set
-        if (module, name) in (("tensordict.tensordict", "TensorDict"), ("tensordict._td", "TensorDict")):
-            return _TensorDict
-        if module == "tensordict" and name == "TensorDict":
-            return _TensorDict
-        if module == "tensordict._reductions" and name == "_make_td":
-            return self._make_td
-        if module == "tensordict.utils" and name == "_StringOnlyDict":
-            return dict
-        if (module, name) == ("torch", "device") or module.split(".")[0] == "tensordict":
-            return type("_Inert", (_Inert,), {"kind": printable(f"{module}.{name}")})
-        found = printable(f"{module}.{name}")
+    def checksums(self) -> dict[str, tuple[int, int, int]]:
+        """Of the members that hold tensors: start, bytes, CRC-32."""
+        found = {f"data/{key}": place for key, place in self._places.items()}
+        return {name: (*place, self._archive.members[name].CRC) for name, place in found.items()}
+
+    def foreign(self, what: str) -> DataError:
+        return _bad(self._path, f"its pickle is damaged or of an unknown form ({what})")
+
+    def name(self, name: Name) -> Name:
+        """Refuses a foreign name before anything is done with it."""
+        known = name in (*_TENSORDICTS, *_DICTS, *_SETS, _TENSOR_V2, _TENSOR_V3, _SIZE, _DEVICE, _MAKE_TD)
+        if known or _storage_dtype(name) is not None or _dtype(name) or name.module.split(".")[0] == "tensordict":
+            return name
         raise DataError(
-            f"{self._archive.path}: its pickle names '{found}', which has no place in a dataset "
+            f"{self._path}: its pickle names '{printable(name)}', which has no place in a dataset "
             "file; nothing of it was run. Do not load this file by other means unless you trust its maker."
         )
 
-    def persistent_load(self, pid: Any) -> Any:
+    def build(self, target: object, state: object) -> None:
+        if isinstance(target, _TensorDict):
+            target.state = state
+        elif not isinstance(target, dict | _Inert):
+            raise self.foreign("attributes of an object")
+
+    def call(self, called: object, arguments: tuple[Any, ...]) -> object:
+        if not isinstance(called, Name):
+            raise self.foreign("a call")
+        if called in _TENSORDICTS:
+            return _TensorDict()
+        if called in (*_DICTS, *_SETS, _SIZE):
+            return self._container(called, arguments)
+        if called == _TENSOR_V2 and len(arguments) >= 4:
+            # Two more that say nothing here, and flags.
+            storage = arguments[0]
+            dtype = storage.dtype if isinstance(storage, _Storage) else ""
+            return self._tensor(dtype, arguments[:4], flags=arguments[6:7])
+        if called == _TENSOR_V3 and len(arguments) >= 7:
+            # It names the dtype apart from the storage.
+            dtype = _dtype(arguments[6]) if isinstance(arguments[6], Name) else ""
+            return self._tensor(dtype, arguments[:4], flags=arguments[7:8])
+        if called == _MAKE_TD and len(arguments) == 2:
+            kind, state = arguments
+            return _TensorDict(state) if kind in _TENSORDICTS else _Inert(printable(kind))
+        if called == _DEVICE or called.module.split(".")[0] == "tensordict":
+            return _Inert(printable(called))
+        raise self.foreign(f"a call of {called}")
+
+    def _container(self, called: Name, arguments: tuple[Any, ...]) -> object:
+        """A dictionary, a list of a set's members or a tuple of a shape's numbers: empty, or of one list."""
+        items = arguments[0] if arguments else ()
+        if len(arguments) > 1 or not isinstance(items, list | tuple):
+            raise self.foreign(f"a call of {called}")
+        if called in _SETS:
+            return list(items)
+        if called == _SIZE:
+            return tuple(items)
+        found = {}
+        for pair in items:
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str | int):
+                raise self.foreign(f"a call of {called}")
+            found[pair[0]] = pair[1]
+        return found
+
+    def storage(self, pid: object) -> _Storage:
+        """The member that holds a storage of so many elements (bytes for an untyped one)."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise _bad(self._archive.path, "its pickle names a storage in an unknown way")
+            raise Damaged("its pickle names a storage in an unknown way")
         _, kind, key, _, numel = pid
-        count = _whole_numbers((numel,))
-        if not isinstance(kind, _Name) or not kind.storage or not isinstance(key, str) or count is None:
-            raise _bad(self._archive.path, "its pickle describes a storage wrongly")
-        return self._archive.storage(kind.name, key, count[0])
+        count, dtype = whole_numbers((numel,)), _storage_dtype(kind) if isinstance(kind, Name) else None
+        if dtype is None or not isinstance(key, str) or count is None:
+            raise Damaged("its pickle describes a storage wrongly")
+        if key not in self._places:
+            self._places[key] = self._archive.place(key)
+        offset, nbytes = self._places[key]
+        expected = count[0] * (_DTYPES[dtype].itemsize if dtype else 1)
+        if nbytes != expected:
+            raise Damaged(f"member 'data/{key}' has {nbytes} bytes, its storage {expected}")
+        return _Storage(dtype, offset, nbytes)
 
-    def _tensor_v2(self, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorView:
-        """Arguments of torch._utils._rebuild_tensor_v2: two more that say nothing here, and flags."""
-        if len(rest) > 2 and rest[2]:
-            raise _bad(self._archive.path, f"a tensor with flags {rest[2]!r} is not supported")
-        return self._archive.tensor(storage, getattr(storage, "dtype", ""), offset, shape, stride)
-
-    def _tensor_v3(
-        self,
-        storage: Any,
-        offset: Any,
-        shape: Any,
-        stride: Any,
-        grad: Any,
-        hooks: Any,
-        dtype: Any,
-        *flags: Any,
-    ) -> TensorView:
-        """Arguments of torch._utils._rebuild_tensor_v3, which names the dtype apart from the storage."""
+    def _tensor(self, dtype: str, place: tuple[Any, ...], flags: tuple[Any, ...]) -> TensorView:
+        """A view on the mapping at (storage, offset, shape, strides); `Damaged` where it would leave its storage."""
+        storage, offset, shape, stride = place
         if flags and flags[0]:
-            raise _bad(self._archive.path, f"a tensor with flags {flags[0]!r} is not supported")
-        name = dtype.name if isinstance(dtype, _Name) and not dtype.storage else ""
-        return self._archive.tensor(storage, name, offset, shape, stride)
+            raise Damaged("a tensor with flags is not supported")
+        if not isinstance(storage, _Storage) or dtype not in _DTYPES:
+            raise Damaged("a tensor has no storage of a known type")
+        sizes, strides, start = whole_numbers(shape), whole_numbers(stride), whole_numbers((offset,))
+        if sizes is None or strides is None or start is None or not len(sizes) == len(strides) <= MAX_AXES:
+            raise Damaged("a tensor's shape, strides or offset are not whole numbers that fit together")
+        kind = _DTYPES[dtype]
+        last = start[0] + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
+        held = storage.nbytes // kind.itemsize
+        if 0 in sizes or last >= held:
+            raise Damaged(
+                f"a tensor of shape {list(sizes)}, strides {list(strides)} and offset {start[0]} "
+                f"is empty or leaves its storage of {storage.nbytes} bytes"
+            )
+        raw: npt.NDArray[Any] = np.ndarray(
+            shape=sizes,
+            dtype=kind,
+            buffer=self._mapping,
+            offset=storage.offset + start[0] * kind.itemsize,
+            strides=tuple(s * kind.itemsize for s in strides),
+        )
+        return TensorView(dtype, raw, held)
 
-    def _make_td(self, kind: Any, state: Any) -> Any:
-        made = kind()
-        made.__setstate__(state)
-        return made
+
+def _storage_dtype(name: Name) -> str | None:
+    """The dtype of a storage class, empty for an untyped one; None for what is no storage class."""
+    return _STORAGES.get(name.name) if name.module in ("torch", "torch.storage") else None
+
+
+def _dtype(name: Name) -> str:
+    """The name of a dtype, empty for what is none."""
+    return name.name if name.module == "torch" and name.name in _DTYPES else ""
 
 
 def _bad(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {what}; download it again, or save it again with torch.save.")
+    return DataError(f"{path}: {_get_again(what)}")
 
 
-def _whole_numbers(values: object) -> tuple[int, ...] | None:
-    """`values` when it is a tuple or list of integers not below 0, else None."""
-    if not isinstance(values, tuple | list):
-        return None
-    if any(type(v) is not int or v < 0 for v in values):
-        return None
-    return tuple(values)
+def _get_again(what: str) -> str:
+    return f"{printable(what, 500)}; download it again, or save it again with torch.save."
 
 
 def _fields(path: Path, root: object) -> dict[str, TensorView]:
@@ -470,7 +423,7 @@ def _fields(path: Path, root: object) -> dict[str, TensorView]:
     if isinstance(root, _TensorDict):
         root = root.state.get("_tensordict") if isinstance(root.state, dict) else None
     if not isinstance(root, dict):
-        found = root.kind if isinstance(root, _Inert) else type(root).__name__
+        found = root.kind if isinstance(root, _Inert) else type(root).__name__.strip("_")
         raise _bad(path, f"holds {found}, expected a TensorDict with {', '.join(_KEYS)}")
     fields: dict[str, TensorView] = {}
     for key in _KEYS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 from tdmpc2.checkpointing import build_model, check_size, checkpoint_task_set, read_checkpoint
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import CheckpointError, UserError
-from tdmpc2.model import ModelDims, Part, WorldModel
+from tdmpc2.memory import check_memory
+from tdmpc2.model import ModelDims, Part, WorldModel, model_bytes, model_checksum
 from tdmpc2.tasks import TaskSet
 
 TEACHER_PARTS: tuple[Part, ...] = ("encoder", "reward_head")
@@ -48,7 +48,7 @@ class RewardTeacher:
             )
         self.student_tasks = student_tasks
         self.precision = precision
-        self.checksum = _checksum(model, task_set)
+        self.checksum = model_checksum(model, task_set.tasks)
         """Short hex: teachers with the same one predict the same, but for their precision."""
         self.model = model.to(PRECISIONS[precision]).eval().requires_grad_(False)
         self.dims = model.dims
@@ -78,16 +78,6 @@ class RewardTeacher:
     def teach(self, batch: Batch) -> Batch:
         """The batch with the teacher's rewards for the first step of each slice."""
         return replace(batch, teacher_reward=self.rewards(batch.obs[0], batch.action[0], batch.task))
-
-
-def _checksum(model: WorldModel, task_set: TaskSet) -> str:
-    """Over all that a prediction depends on: weights, the bins' range, SimNorm's groups and the tasks of the ids."""
-    d = model.dims
-    digest = hashlib.sha256(repr((task_set.tasks, d.vmin, d.vmax, d.simnorm_dim)).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _fit(x: Tensor, width: int) -> Tensor:
@@ -145,6 +135,9 @@ def random_teacher(
 
     Its reward head's last weight is not 0, as a new model's is, so that its predictions differ.
     """
+    # It has two parts of a model whose others are no smaller together than this many of them.
+    least = model_bytes(dims) // (2 * dims.num_q + 4)
+    check_memory("a teacher of these dimensions", least, "choose a smaller teacher or lower teacher.…_dim")
     masks = task_set.action_masks() if task_set.multitask else None
     model = WorldModel(dims, masks, TEACHER_PARTS)
     generator = torch.Generator().manual_seed(seed)

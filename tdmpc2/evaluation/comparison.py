@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdmpc2.errors import UserError
+from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.scores import SAME_WITHIN, Interval, Over, PairedDifference, paired_difference, verdict
 from tdmpc2.reporting.tables import Style, format_table
@@ -18,6 +18,7 @@ PLANNER_FIELDS = frozenset(
         *("min_std", "max_std", "temperature", "warm_start"),
     )
 )
+_LONGEST = 4000  # characters of a warning or a note
 _VERDICTS = {
     "same": f"The same score: the interval, widened for few episodes, lies within {SAME_WITHIN:g} points of 0",
     "different": "Different scores: the interval, widened for few episodes, does not hold 0",
@@ -53,7 +54,8 @@ def compare(first: EvaluationResult, second: EvaluationResult, over: Over | None
     try:
         paired = paired_difference(a, b, over=over)
     except UserError as error:
-        raise UserError(f"cannot compare '{first.label}' with '{second.label}': {error}") from None
+        names = f"'{printable(first.label)}' with '{printable(second.label)}'"
+        raise UserError(f"cannot compare {names}: {printable(error)}") from None
     warnings, notes = _setup_differences(first, second)
     return Comparison(
         first=first.label,
@@ -85,7 +87,7 @@ def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
     overall = _interval_text(paired.interval, 2)
     last = ["normalised score", *scores, f"{paired.difference:+.2f}", overall, str(paired.pairs)]
     table = format_table(["task", "a", "b", "b - a", "95% interval", "pairs"], [*rows, None, last], style=style)
-    lines = [f"a: {comparison.first}", f"b: {comparison.second}", "", table, ""]
+    lines = [f"a: {printable(comparison.first)}", f"b: {printable(comparison.second)}", "", table, ""]
     tasks = len(paired.tasks)
     pairs = f"{paired.pairs} pair{'s' * (paired.pairs != 1)} of episodes on {tasks} task{'s' * (tasks != 1)}"
     if comparison.unpaired_first or comparison.unpaired_second:
@@ -98,8 +100,8 @@ def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
         lines.append(f"{_VERDICTS[verdict(paired)]}.")
     if paired.interval_note:
         lines.append(f"Note: {paired.interval_note}.")
-    lines += [f"Warning: {warning}." for warning in comparison.warnings]
-    lines += [f"Note: {note}." for note in comparison.notes]
+    lines += [f"Warning: {printable(warning, _LONGEST)}." for warning in comparison.warnings]
+    lines += [f"Note: {printable(note, _LONGEST)}." for note in comparison.notes]
     return "\n".join(lines)
 
 

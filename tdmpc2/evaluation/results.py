@@ -22,6 +22,7 @@ from typing import Any
 from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.scores import EpisodeKey, NormalisedScore, score_with_interval, task_statistics
 from tdmpc2.fileio import atomic_file, atomic_write_text
+from tdmpc2.jsontext import parse_json
 from tdmpc2.reporting.tables import Style, format_table
 from tdmpc2.tasks import TASK_SETS
 from tdmpc2.versions import package_versions
@@ -30,7 +31,7 @@ FORMAT = "tdmpc2-evaluation"
 SCHEMA = 1
 """Raised by one whenever older programs could no longer read the file."""
 _LARGEST = 1e300
-_DEPTH = 50  # of lists and objects in one another; a configuration has four
+_LARGEST_WHOLE = 1 << 127
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ class EvaluationResult:
         for episode in self.episodes:
             key = (episode.task, episode.episode, episode.seed)
             if episode.task not in self.tasks:
-                raise UserError(f"an episode is of task '{episode.task}', which 'tasks' does not name.")
+                raise UserError(f"an episode is of task '{printable(episode.task)}', which 'tasks' does not name.")
             if key in seen:
-                raise UserError(f"episode {key[1]} (seed {key[2]}) of task '{key[0]}' is there twice.")
+                raise UserError(f"episode {key[1]} (seed {key[2]}) of task '{printable(key[0])}' is there twice.")
             seen.add(key)
         empty = set(self.tasks) - {episode.task for episode in self.episodes}
         if empty or not self.tasks:
-            raise UserError(f"no episode of {', '.join(sorted(empty)) or 'any task'}; every task needs one.")
+            raise UserError(f"no episode of {printable(', '.join(sorted(empty)) or 'any task')}; every task needs one.")
         if len(set(self.tasks)) != len(self.tasks):
-            raise UserError(f"'tasks' names a task twice: {', '.join(self.tasks)}.")
+            raise UserError(f"'tasks' names a task twice: {printable(', '.join(self.tasks))}.")
 
     def returns(self) -> dict[str, list[float]]:
         """Episode returns (0..1000) by task, tasks in the order of the set."""
@@ -146,10 +147,10 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
         episodes.append(
             EpisodeResult(
                 task=entry.take("task", str),
-                episode=entry.take("episode", int),
+                episode=entry.count("episode"),
                 seed=entry.take("seed", int),
                 episode_return=entry.number("episode_return"),
-                length=entry.take("length", int),
+                length=entry.count("length"),
             )
         )
         entry.done()
@@ -161,9 +162,9 @@ def load_json(path: str | os.PathLike[str]) -> EvaluationResult:
         "episodes": tuple(episodes),
         "configuration": reader.take("configuration", dict),
         "versions": reader.texts("versions"),
-        "machine": Machine(machine.take("cpu", str), machine.take("cores", int), machine.take("device", str)),
+        "machine": Machine(machine.take("cpu", str), machine.count("cores"), machine.take("device", str)),
         "wall_seconds": reader.number("wall_seconds"),
-        "decisions": reader.take("decisions", int),
+        "decisions": reader.count("decisions"),
     }
     machine.done()
     reader.done(ignored={"format", "schema", "summary"})
@@ -191,7 +192,8 @@ def joined(results: Sequence[EvaluationResult], label: str) -> EvaluationResult:
         differing += _differing_keys(shared, _shared_configuration(other))
         if differing:
             names = printable(", ".join(differing))
-            raise UserError(f"'{first.label}' and '{other.label}' differ in {names}; join parts of one evaluation.")
+            labels = f"'{printable(first.label)}' and '{printable(other.label)}'"
+            raise UserError(f"{labels} differ in {names}; join parts of one evaluation.")
     found = tuple(dict.fromkeys(task for result in results for task in result.tasks))
     known = TASK_SETS.get(first.task_set, found)
     tasks = tuple(sorted(found, key=lambda task: known.index(task) if task in known else len(known)))
@@ -224,7 +226,12 @@ def _shared_configuration(result: EvaluationResult) -> dict[str, Any]:
 
 
 def _differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    # Results of earlier versions do not say which weights they are of.
+    return [
+        key
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and (key != "weights" or (key in a and key in b))
+    ]
 
 
 def check_replaceable(path: Path, configuration: Mapping[str, Any]) -> None:
@@ -310,32 +317,17 @@ def finite_or_null(value: Any) -> Any:
 
 
 def _read(name: str) -> dict[str, Any]:
-    def refuse(literal: str) -> None:
-        raise ValueError(f"it holds {literal}, which is not JSON")
-
     try:
-        content = json.loads(Path(name).read_text(encoding="utf-8"), parse_constant=refuse)
-        _check_texts(content, _DEPTH)
+        content = parse_json(Path(name).read_bytes())
     except FileNotFoundError:
         raise UserError(f"no results file {name}; check the path, or write one by an evaluation.") from None
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{name} is not valid JSON: {printable(error)}. Evaluate again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{name} holds a JSON {type(content).__name__}, expected an object.")
     return content
-
-
-def _check_texts(value: Any, depth: int) -> None:
-    """Raises a `ValueError` for what JSON allows and no one can show: half a surrogate pair, nesting without end."""
-    if isinstance(value, str):
-        value.encode()
-    elif isinstance(value, dict | list):
-        if depth == 0:
-            raise ValueError(f"it is nested more than {_DEPTH} deep")
-        for item in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
-            _check_texts(item, depth - 1)
 
 
 _KINDS: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -355,6 +347,15 @@ class _Reader:
         value = self._value(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self._wrong(key, value, _KINDS[kind])
+        if isinstance(value, int) and abs(value) > _LARGEST_WHOLE:
+            raise self._wrong(key, value, _KINDS[kind])
+        return value
+
+    def count(self, key: str) -> int:
+        """A whole number that is not negative."""
+        value: int = self.take(key, int)
+        if value < 0:
+            raise self._wrong(key, value, "a whole number from 0 on")
         return value
 
     def number(self, key: str) -> float:

@@ -16,7 +16,7 @@ from tdmpc2.planner import PlannerSettings
 from tdmpc2.tasks import TaskSet
 
 try:
-    from tdmpc2.export.numpy_agent import FORMAT, FORMAT_VERSION
+    from tdmpc2.export.numpy_agent import CHECKSUM, FORMAT, FORMAT_VERSION, facts_checksum
 except ImportError as error:
     raise UserError("export needs the packages onnx and onnxruntime: pip install onnx onnxruntime") from error
 
@@ -34,7 +34,7 @@ def export_agent(
     """Writes the graphs, `agent.json` and the program that runs them; returns the bytes of each file.
 
     Quantised checkpoints are exported by the floats that they stand for, in float32. `agent.json` holds the
-    checksums of the graphs and is written last: a folder of an interrupted export is refused by the agent.
+    checksums of the graphs and its own, and is written last: a folder of an interrupted export is refused by the agent.
 
     Args:
         checkpoint: a released `.pt` file or this project's `.safetensors`.
@@ -67,6 +67,8 @@ def export_agent(
         "crc32": {name: zlib.crc32(data) for name, data in graphs.items()},
     }
     program = Path(__file__).with_name(PROGRAM).read_bytes()
+    # Of what is read back: JSON knows no tuples.
+    facts[CHECKSUM] = facts_checksum(json.loads(json.dumps(facts, allow_nan=False)))
     text = json.dumps(facts, indent=1, allow_nan=False)
     content = {**graphs, PROGRAM: program, FACTS: text.encode()}
     for name, data in content.items():

@@ -9,9 +9,13 @@ A action.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import math
+import reprlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,19 @@ Array = np.ndarray
 FORMAT = "tdmpc2-onnx-agent"
 FORMAT_VERSION = 1
 PLANNING_GRAPHS = ("encoder", "policy", "dynamics", "value")
+CHECKSUM = "facts_crc32"
+"""The key of agent.json that holds the CRC-32 of all others; the first exports had none."""
+_KEYS = (
+    *("format", "format_version", "task_set", "tasks", "obs_dims", "action_dims", "action_masks"),
+    *("discounts", "dims", "planner", "versions", "crc32"),
+)
+_MAX_FACTS_BYTES = 4 << 20
+_LONGEST_TEXT = 300
+_LARGEST_DIM = 1 << 20
+_LARGEST_NUMBER = 1e6
+_MOST_TASKS = 10_000
+_MOST_NUMBERS = 1 << 28
+"""Of noise that one environment's decision may take: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ class OnnxAgent:
         threads: CPU threads of onnxruntime.
 
     Raises:
-        ValueError: for a folder that is not a whole exported agent.
+        ValueError: in one line that names the file, for a folder that is not a whole exported agent.
     """
 
     def __init__(self, folder: str | Path, seed: int | None = None, threads: int = 1) -> None:
@@ -96,12 +113,19 @@ class OnnxAgent:
         self.action_masks = None if masks is None else np.asarray(masks, np.float32)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._sessions = {
-            name: onnxruntime.InferenceSession(
-                _checked(folder / f"{name}.onnx", facts["crc32"]), options, providers=["CPUExecutionProvider"]
-            )
-            for name in PLANNING_GRAPHS
-        }
+        # What goes wrong is raised here; its log would show names from the file as they are.
+        options.log_severity_level = 4
+        self._files = {name: folder / f"{name}.onnx" for name in PLANNING_GRAPHS}
+        self._sessions: dict[str, Any] = {}
+        for name, path in self._files.items():
+            data = _checked(path, facts["crc32"])
+            with _one_kind_of_error(path, "is no graph that onnxruntime can load"):
+                # Without its fallback, which prints the error and tries the same again.
+                session = onnxruntime.InferenceSession(
+                    data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                )
+                _check_interface(path, session, self._interface(name))
+            self._sessions[name] = session
         self._rng = np.random.default_rng(seed)
         self._mean: Array | None = None
 
@@ -125,7 +149,8 @@ class OnnxAgent:
             Actions float32 [N, A] in [-1, 1], 0 where the task has no such action.
 
         Raises:
-            ValueError: for a wrong shape, an unknown task id, or an N that changed within episodes.
+            ValueError: for a wrong shape, an observation that is not finite, an unknown task id, an N that changed
+                within episodes, or graphs that compute no action from it.
         """
         obs, ids = self._inputs(obs, task)
         count = len(obs)
@@ -139,6 +164,9 @@ class OnnxAgent:
         warm = np.zeros(shape, np.float32) if not same or self._mean is None else self._mean
         warm = np.where(fresh[:, None, None], np.float32(0), warm)
         plan = self.plan(obs, ids, warm, self.draw_noise(count), greedy=greedy)
+        broken = np.flatnonzero(~np.isfinite(plan.action).all(axis=1))
+        if broken.size:
+            raise ValueError(f"the graphs give environment {broken[0]} an action that is not a number.")
         shifted = np.concatenate([plan.mean[:, 1:], np.zeros_like(plan.mean[:, :1])], axis=1)
         self._mean = shifted if self.planner.get("warm_start", True) else np.zeros_like(shifted)
         return plan.action
@@ -176,7 +204,7 @@ class OnnxAgent:
         mask = np.ones((len(obs), self.action_dim), np.float32)
         if self.action_masks is not None and task is not None:
             mask = self.action_masks[task]
-        z = self._run("encoder", task, obs=obs)[:, None]  # [N, 1, Z]
+        z = self._run("encoder", task, (len(obs), self.latent_dim), obs=obs)[:, None]  # [N, 1, Z]
         candidates = np.empty((len(obs), p["horizon"], p["num_samples"], self.action_dim), np.float32)
         if prior:
             candidates[:, :, :prior] = self._prior_trajectories(z, task, noise.prior)
@@ -212,7 +240,8 @@ class OnnxAgent:
     def value(self, z: Array, task: Array | None, actions: Array, terminal_noise: Array, heads: Array) -> Array:
         """Estimated return [N, S] of actions [N, H, S, A] from latents z [N, 1, Z]; not a number counts as 0."""
         inputs = {"z": z, "actions": actions, "terminal_noise": terminal_noise, "heads": heads}
-        return np.nan_to_num(self._run("value", task, **inputs), nan=0.0)
+        shape = (len(actions), actions.shape[2])
+        return np.nan_to_num(self._run("value", task, shape, **inputs), nan=0.0)
 
     def _prior_trajectories(self, z: Array, task: Array | None, noise: Array) -> Array:
         """Actions [N, H, P, A] of P rollouts of the policy prior from latents z [N, 1, Z]."""
@@ -220,24 +249,61 @@ class OnnxAgent:
         z = np.repeat(z, trajectories, axis=1)
         actions = []
         for t in range(horizon):
-            actions.append(self._run("policy", task, z=z, noise=noise[:, t]))
+            actions.append(self._run("policy", task, noise[:, t].shape, z=z, noise=noise[:, t]))
             if t + 1 < horizon:
-                z = self._run("dynamics", task, z=z, action=actions[-1])
+                z = self._run("dynamics", task, z.shape, z=z, action=actions[-1])
         return np.stack(actions, axis=1)
 
-    def _run(self, graph: str, task: Array | None, **inputs: Array) -> Array:
-        """The first output of a graph."""
+    def _run(self, graph: str, task: Array | None, shape: tuple[int, ...], **inputs: Array) -> Array:
+        """The first output of a graph, float32 of this shape."""
         feed = {name: np.ascontiguousarray(value, np.float32) for name, value in inputs.items()}
         if task is not None:
             feed["task"] = task
-        session = self._sessions[graph]
-        found: Array = session.run([session.get_outputs()[0].name], feed)[0]
+        path, session = self._files[graph], self._sessions[graph]
+        with _one_kind_of_error(path, "cannot be run on these inputs"):
+            found: Array = session.run([session.get_outputs()[0].name], feed)[0]
+        if found.shape != shape or found.dtype != np.float32:
+            raise ValueError(f"{path}: gives {found.dtype} {found.shape}, expected float32 {shape}; {_ANEW}")
         return found
 
+    def _interface(self, graph: str) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of a graph's inputs and, last, of its first output; None where an axis is of any length."""
+        o, a, z, e, h = self.obs_dim, self.action_dim, self.latent_dim, self.num_q, self.planner["horizon"]
+        shapes: dict[str, dict[str, tuple[int | None, ...]]] = {
+            "encoder": {"obs": (None, o)},
+            "policy": {"z": (None, None, z), "noise": (None, None, a)},
+            "dynamics": {"z": (None, None, z), "action": (None, None, a)},
+            "value": {
+                "z": (None, 1, z),
+                "actions": (None, h, None, a),
+                "terminal_noise": (None, None, a),
+                "heads": (None, e),
+            },
+        }
+        outputs: dict[str, dict[str, tuple[int | None, ...]]] = {
+            "encoder": {"z": (None, z)},
+            "policy": {"action": (None, None, a)},
+            "dynamics": {"next_z": (None, None, z)},
+            "value": {"value": (None, None)},
+        }
+        task: dict[str, tuple[int | None, ...]] = {} if self.action_masks is None else {"task": (None,)}
+        renamed = {f"output {name}": shape for name, shape in outputs[graph].items()}
+        return {**shapes[graph], **task, **renamed}
+
     def _inputs(self, obs: Array, task: Sequence[int] | Array | None) -> tuple[Array, Array | None]:
-        obs = np.asarray(obs, np.float32)
+        try:
+            with np.errstate(over="ignore"):  # a double too large for float32 becomes infinite, and is named below
+                obs = np.asarray(obs, np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"observations are no numbers ({_shown(error)}), expected (N, {self.obs_dim}).") from error
         if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
             raise ValueError(f"observations have shape {obs.shape}, expected (N, {self.obs_dim}), zero-padded.")
+        broken = np.argwhere(~np.isfinite(obs))
+        if len(broken):
+            row, column = broken[0].tolist()
+            raise ValueError(
+                f"observations hold {obs[row, column]} (environment {row}, entry {column}), expected finite numbers."
+            )
         if self.action_masks is None:
             return obs, None
         if task is None:
@@ -252,26 +318,179 @@ class OnnxAgent:
         return obs, ids.astype(np.int64)
 
 
+_ANEW = "export the checkpoint anew."
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What agent.json says; a ValueError where there is none of this format."""
+    """What agent.json says, every key of it checked; a ValueError where there is none of this format."""
     path = folder / "agent.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FACTS_BYTES + 1)
+        if len(data) > _MAX_FACTS_BYTES:
+            raise ValueError(f"more than {_MAX_FACTS_BYTES} bytes")
+        facts = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_each_once)
+    except Exception as error:  # also RecursionError, which JSON that is nested deep ends in
         raise ValueError(
-            f"{path}: not there or damaged ({error}); give a folder written by scripts/export.py."
+            f"{path}: not there or damaged ({_shown(error)}); give a folder written by scripts/export.py."
         ) from error
     found = (facts.get("format"), facts.get("format_version")) if isinstance(facts, dict) else None
-    if found != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"{path}: is {found}, expected {(FORMAT, FORMAT_VERSION)}; export the checkpoint anew.")
+    if found != (FORMAT, FORMAT_VERSION) or isinstance(facts["format_version"], bool):
+        raise ValueError(f"{path}: is {_shown(found)}, expected {(FORMAT, FORMAT_VERSION)}; {_ANEW}")
+    with _one_kind_of_error(path, "is damaged"):
+        if CHECKSUM in facts and facts.pop(CHECKSUM) != facts_checksum(facts):
+            raise ValueError("it does not match its own checksum")
+        _check_facts(facts)
     return dict(facts)
 
 
-def _checked(path: Path, checksums: dict[str, int]) -> bytes:
+def facts_checksum(facts: Mapping[str, Any]) -> int:
+    """CRC-32 of the content of agent.json, the checksum itself left out."""
+    return zlib.crc32(json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Raises a ValueError for the first key that is missing, of another type, or out of its range."""
+    odd = sorted(facts.keys() ^ set(_KEYS))
+    if odd:
+        raise ValueError(f"it {'has an unknown key' if odd[0] in facts else 'lacks the key'} '{odd[0]}'")
+    _need(_is_text(facts["task_set"]), "task_set", facts["task_set"], "text")
+    tasks, dims, planner = facts["tasks"], facts["dims"], facts["planner"]
+    names = isinstance(tasks, list) and 0 < len(tasks) <= _MOST_TASKS and all(_is_text(task) for task in tasks)
+    _need(names and len(set(tasks)) == len(tasks), "tasks", tasks, "a list of names, none twice")
+    _need(isinstance(dims, dict), "dims", dims, "an object")
+    for name in ("obs_dim", "action_dim", "latent_dim", "num_q", "num_tasks"):
+        least = {"num_q": 2, "num_tasks": 0}.get(name, 1)
+        _need(_is_whole(dims.get(name), least, _LARGEST_DIM), f"dims.{name}", dims.get(name), f"{least} or more")
+    for name, value in dims.items():
+        _need(_is_number(value), f"dims.{name}", value, "a number")
+    expected = len(tasks) if len(tasks) > 1 else 0
+    _need(dims["num_tasks"] == expected, "dims.num_tasks", dims["num_tasks"], f"{expected}, as 'tasks' has it")
+    for name in ("obs_dim", "action_dim"):
+        _check_list(facts, f"{name}s", len(tasks), functools.partial(_is_whole, least=1, most=dims[name]))
+    _check_list(facts, "discounts", len(tasks), lambda value: _is_number(value) and 0 < value <= 1)
+    masks = facts["action_masks"]
+    if expected:
+        width = dims["action_dim"]
+        _check_list(facts, "action_masks", len(tasks), lambda row: isinstance(row, list) and len(row) == width)
+        _need(all(_is_number(x) and x in (0, 1) for row in masks for x in row), "action_masks", masks, "0 and 1")
+    else:
+        _need(masks is None, "action_masks", masks, "null for a single task")
+    _check_planner(planner, dims["action_dim"])
+    versions = facts["versions"]
+    texts = isinstance(versions, dict) and all(_is_text(text) for pair in versions.items() for text in pair)
+    _need(texts, "versions", versions, "an object of texts")
+    sums = facts["crc32"]
+    _need(isinstance(sums, dict), "crc32", sums, "an object")
+    for name in (*(f"{graph}.onnx" for graph in PLANNING_GRAPHS), *sums):
+        _need(_is_whole(sums.get(name), 0, (1 << 32) - 1), f"crc32.{name}", sums.get(name), "a CRC-32")
+
+
+def _check_planner(planner: Any, action_dim: int) -> None:
+    _need(isinstance(planner, dict), "planner", planner, "an object")
+
+    def need(name: str, fits: bool, expected: str) -> None:
+        _need(fits, f"planner.{name}", planner.get(name), expected)
+
+    for name in ("horizon", "iterations", "num_samples", "num_elites", "num_pi_trajs"):
+        least = 0 if name == "num_pi_trajs" else 1
+        need(name, _is_whole(planner.get(name), least, _LARGEST_DIM), f"a whole number of {least} or more")
+    samples = planner["num_samples"]
+    for name in ("num_elites", "num_pi_trajs"):
+        need(name, planner[name] <= samples, f"at most num_samples, {samples}")
+    numbers = planner["iterations"] * planner["horizon"] * samples * action_dim
+    need("num_samples", numbers <= _MOST_NUMBERS, "fewer: a decision would fill the memory")
+    for name in ("min_std", "max_std", "temperature"):
+        value = planner.get(name)
+        need(name, _is_number(value) and 0 < value <= _LARGEST_NUMBER, f"above 0 and at most {_LARGEST_NUMBER:g}")
+    need("min_std", planner["min_std"] <= planner["max_std"], "not above max_std")
+    need("warm_start", isinstance(planner.get("warm_start", True), bool), "true or false")
+
+
+def _check_list(facts: dict[str, Any], key: str, length: int, fits: Callable[[Any], bool]) -> None:
+    values = facts[key]
+    whole = isinstance(values, list) and len(values) == length and all(fits(value) for value in values)
+    _need(whole, key, values, f"a list of {length}, one fitting each task")
+
+
+def _need(fits: bool, key: str, found: Any, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"'{key}' is {_shown(found, 60)}, expected {expected}")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that any message can show."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_TEXT and value.isprintable()
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_whole(value, -_LARGEST_DIM, _LARGEST_DIM)
+
+
+def _refuse_constant(literal: str) -> None:
+    raise ValueError(f"it holds {literal}, which is not JSON")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it holds a key twice")
+    return found
+
+
+def _checked(path: Path, checksums: Mapping[str, int]) -> bytes:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); export the checkpoint anew.") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({_shown(error)}); {_ANEW}") from error
     if zlib.crc32(data) != checksums[path.name]:
-        raise ValueError(f"{path}: does not match its checksum in agent.json; export the checkpoint anew.")
+        raise ValueError(f"{path}: does not match its checksum in agent.json; {_ANEW}")
     return data
+
+
+def _check_interface(path: Path, session: Any, expected: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Raises a ValueError unless a graph takes and gives what agent.json says."""
+    first = session.get_outputs()[0]
+    found = {node.name: node for node in session.get_inputs()} | {f"output {first.name}": first}
+    if found.keys() != expected.keys():
+        raise ValueError(f"it has {', '.join(sorted(found))}, expected {', '.join(sorted(expected))}")
+    for name, shape in expected.items():
+        node = found[name]
+        kind = "tensor(int64)" if name == "task" else "tensor(float)"
+        axes = [axis if isinstance(axis, int) else None for axis in node.shape]
+        if node.type != kind or axes != list(shape):
+            raise ValueError(f"'{name}' is {node.type} {node.shape}, expected {kind} {list(shape)}")
+
+
+@contextlib.contextmanager
+def _one_kind_of_error(path: Path, what: str) -> Iterator[None]:
+    """Turns whatever onnxruntime, json or numpy raise about a file into a ValueError of one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: {what} ({_shown(error)}); {_ANEW}") from error
+
+
+def _shown(value: object, limit: int = 200) -> str:
+    """A value or an error as part of one line that any terminal can show."""
+    if isinstance(value, BaseException):
+        text = str(value) if type(value) is ValueError else f"{type(value).__name__}: {value}"
+    else:
+        text = ascii(value) if isinstance(value, str) else _bounded_repr(value)
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _bounded_repr(value: object) -> str:
+    """What a value is; of a list or an object no more than that, since it may be of any size and depth."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    return reprlib.repr(value)

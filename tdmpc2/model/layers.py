@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdmpc2.errors import UserError
+from tdmpc2.model.capabilities import half_product_problem, integer_product_problem, widened
 
 Activation = Literal["mish", "simnorm", "none"]
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def simnorm(x: Tensor, group: int) -> Tensor:
@@ -218,7 +220,12 @@ def _int8_piece(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
 def _integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """int8 [rows, in] times int8 [out, in] -> int32 [rows, out]."""
     if x.device.type == "cpu":
-        return torch._int_mm(x, weight.t())
+        if integer_product_problem() is None:
+            return torch._int_mm(x, weight.t())
+        # Floats hold such sums exactly over so many inputs: (2^7)^2 2^10 = 2^24.
+        blocks = zip(x.split(1024, -1), weight.split(1024, -1), strict=True)
+        sums = [F.linear(part.float(), block.float()).to(torch.int32) for part, block in blocks]
+        return sum(sums[1:], sums[0])
     # CUDA's needs more than 16 rows, and widths that are multiples of 8; zeros add nothing.
     (rows, width), out = x.shape, weight.shape[0]
     x = F.pad(x, (0, -width % 8, 0, max(0, 32 - rows)))
@@ -228,6 +235,8 @@ def _integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in]; for a stack [E, out, in], x [..., in] or [E, ..., in] -> [E, ..., out]."""
+    if weight.dtype in _HALVES and weight.device.type == "cpu" and half_product_problem(weight.dtype) is not None:
+        return widened(_product, x, weight, bias)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     lead = x.shape[:-1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tdmpc2.errors import UserError
-from tdmpc2.model.compiling import compile_problem
+from tdmpc2.model.capabilities import compile_problem, half_product_problem
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Kernels
 from tdmpc2.planner.native import build_problem, native_kernels
@@ -51,7 +51,11 @@ class PlanExecution:
         """These choices, checked, as far as the compiler allows; one line says what is slow or not possible."""
         self.check(device)
         if device.type == "cpu" and self.precision == "bfloat16" and not cpu_has_bfloat16():
-            print("precision=bfloat16 is slow here: this CPU has no bfloat16 arithmetic.", file=sys.stderr)
+            print(
+                "precision=bfloat16 is slow here: this CPU has no fast bfloat16 arithmetic, and numbers rounded to "
+                "bfloat16 are multiplied in float32. precision=float32 is faster and more exact.",
+                file=sys.stderr,
+            )
         if self.compile and (problem := _problem(device)) is not None:
             print(f"compile=true is not possible here, plans run eagerly: {problem}", file=sys.stderr)
             return replace(self, compile=False)
@@ -82,7 +86,6 @@ def _compiled_kernels() -> Kernels:
     )
 
 
-@functools.cache
 def cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    """Whether the CPU multiplies in bfloat16 faster than it does in float32."""
+    return half_product_problem(torch.bfloat16) is None

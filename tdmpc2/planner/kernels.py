@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tdmpc2.model.capabilities import (
+    half_product_problem,
+    packed_product,
+    packed_product_problem,
+    packed_weight,
+    widened,
+)
 from tdmpc2.model.layers import int8_product
 
 
 class Dense:
     """A linear layer with weight [out, in], or a stack [G, out, in], in the arithmetic's type.
 
-    On a CPU with oneDNN a single layer's weight is packed once, which otherwise happens in every product.
+    On a CPU with oneDNN a single layer's weight is packed once, which otherwise happens in every product. Where a CPU's
+    products in half types are no faster, weights and inputs rounded to that type are multiplied in float32.
 
     Args:
         weight: of any float type, or int8.
@@ -43,9 +51,13 @@ class Dense:
         self._scale = scale
         self._widths = list(widths or weight.shape[-1:])
         self._weight = weight if scale is not None else weight.to(dtype)
-        self._packed = _packs(self._weight)
+        floats = scale is None and weight.device.type == "cpu"
+        self._widened = floats and dtype != torch.float32 and half_product_problem(dtype) is not None
+        if self._widened:
+            self._weight = self._weight.float()  # once, not in every product
+        self._packed = floats and weight.dim() == 2 and packed_product_problem(self._weight.dtype) is None
         if self._packed:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous())
+            self._weight = packed_weight(self._weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows [M, in] -> [M, out]; [G, M, in] or [M, in] -> [G, M, out] for a stack."""
@@ -59,14 +71,16 @@ class Dense:
         return y.unflatten(-2, (share.shape[-3], -1)).add_(share).flatten(-3, -2)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._scale is not None:
+            return self._of_integers(x.expand(*self._weight.shape[:-2], *x.shape[-2:]), bias)
+        return widened(self._of_floats, x, bias) if self._widened else self._of_floats(x, bias)
+
+    def _of_floats(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")
-            return out
-        if self._scale is None and self._weight.dim() == 2:
+            return packed_product(x, self._weight, bias)
+        if self._weight.dim() == 2:
             return F.linear(x, self._weight, bias)
         rows = x.expand(*self._weight.shape[:-2], *x.shape[-2:])
-        if self._scale is not None:
-            return self._of_integers(rows, bias)
         if bias is None:
             return torch.bmm(rows, self._weight.transpose(1, 2))
         return torch.baddbmm(bias.unsqueeze(1), rows, self._weight.transpose(1, 2))
@@ -75,17 +89,6 @@ class Dense:
         assert self._scale is not None
         y = int8_product(x.split(self._widths, -1), self._weight, self._scale)
         return (y if bias is None else y + bias.unsqueeze(-2)).to(self.dtype)
-
-
-def _packs(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.is_floating_point()
-        and weight.dim() == 2
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
 
 
 # -- elementwise functions ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import secrets
 import sys
 import time
@@ -26,6 +27,7 @@ from termcolor import colored
 
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_text, write_error
+from tdmpc2.jsontext import parse_json, whole_number
 from tdmpc2.reporting.progress import duration
 
 Category = Literal["train", "eval"]
@@ -37,6 +39,9 @@ CSV_NAME = "metrics.csv"
 WANDB_ID_NAME = "wandb_run_id.txt"
 ROW_KEYS = ("step", "category", "time")
 """Keys of every row, which no metric may be called."""
+_LONGEST_LINE = 1 << 20
+_LONGEST_ID = 100
+_LARGEST_WHOLE = 1 << 63
 _COLOURS: dict[Category, str] = {"train": "cyan", "eval": "green"}
 
 
@@ -220,7 +225,7 @@ class WandbSink:
         id_path = folder / WANDB_ID_NAME
         run_id = secrets.token_hex(4)
         if resume_step is not None and id_path.is_file():
-            run_id = id_path.read_text(encoding="utf-8").strip() or run_id
+            run_id = _kept_id(id_path) or run_id
         atomic_write_text(id_path, run_id + "\n")
         try:
             import wandb
@@ -291,17 +296,43 @@ def _read_jsonl(path: Path) -> tuple[list[Row], int]:
     dropped = 0
     if not path.is_file():
         return rows, dropped
-    for line in path.read_bytes().splitlines(keepends=True):
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
+    for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line, _LONGEST_LINE)
         except ValueError:
             row = None
-        whole = isinstance(row, dict) and isinstance(row.get("step"), int) and row.get("category") in _CATEGORIES
-        if whole and line.endswith(b"\n"):
+        if _is_row(row) and line.endswith(b"\n"):
             rows.append(row)
         else:
             dropped += 1
     return rows, dropped
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line holds what `FileSink` writes: a step, a category, and numbers or null under printable names."""
+    if not isinstance(row, dict) or not whole_number(row.get("step")) or row.get("category") not in _CATEGORIES:
+        return False
+    return all(name.isprintable() and _is_metric(value) for name, value in row.items() if name != "category")
+
+
+def _is_metric(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or whole_number(value, least=-_LARGEST_WHOLE, most=_LARGEST_WHOLE)
+
+
+def _kept_id(path: Path) -> str:
+    """The W&B run of an interrupted training, empty where the file holds no such thing."""
+    try:
+        with path.open("rb") as file:
+            found = file.read(2 * _LONGEST_ID).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
+    return found if len(found) <= _LONGEST_ID and re.fullmatch(r"[A-Za-z0-9_-]+", found) else ""
 
 
 def _json_line(row: Row) -> str:

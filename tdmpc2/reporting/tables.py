@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from tdmpc2.errors import printable
+
+_LONGEST = 1000  # characters of a cell
 Style = Literal["plain", "markdown"]
 
 
@@ -17,8 +20,9 @@ def format_table(
     """The table as text without a final line end.
 
     `align` has one letter a column, `l` or `r`; by default the first column is `l` and the others `r`. A
-    row that is None is a rule across the table (left out in Markdown, which has none). Raises ValueError
-    when a row or `align` does not have as many entries as there are headers.
+    row that is None is a rule across the table (left out in Markdown, which has none). What cannot be
+    printed, as a name from a file may hold, is written as an escape. Raises ValueError when a row or `align`
+    does not have as many entries as there are headers.
     """
     columns = len(headers)
     align = align if align is not None else "l" + "r" * (columns - 1)
@@ -27,7 +31,9 @@ def format_table(
     for row in rows:
         if row is not None and len(row) != columns:
             raise ValueError(f"a row has {len(row)} cells, the table {columns} columns: {list(row)}")
-    lines: list[Sequence[str] | None] = [headers, *rows]
+    lines: list[Sequence[str] | None] = [
+        None if line is None else [printable(cell, _LONGEST) for cell in line] for line in (headers, *rows)
+    ]
     if style == "markdown":
         lines = [[cell.replace("|", r"\|") for cell in line] for line in lines if line is not None]
     widths = [max(len(line[i]) for line in lines if line is not None) for i in range(columns)]

@@ -13,14 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from tdmpc2.agent import resolve_device
 from tdmpc2.data.labels import read_labels
 from tdmpc2.distillation import RewardTeacher, load_teacher, random_teacher
-from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.evaluation.runner import EvaluationSettings
+from tdmpc2.fileio import safe_name
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, model_dims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet, task_set
-from tdmpc2.training import Execution, OptimiserSettings, TrainSettings, local_device
+from tdmpc2.training import Execution, OptimiserSettings, Resume, TrainSettings, local_device
 
 _SIZE_KEYS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
 _OTHER_MODEL_KEYS = ("simnorm_dim", "num_bins", "vmin", "vmax", "dropout", "log_std_min", "log_std_max")
@@ -44,11 +45,30 @@ def _recorded(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def required(config: DictConfig, key: str) -> Any:
-    """The value of a key that has no default; a UserError names it when it is not given."""
-    if OmegaConf.is_missing(config, key):
+def path_of(config: DictConfig, key: str) -> Path | None:
+    """The path under a key, with `~` as the user's home; None where there is none."""
+    given = config[key]
+    if given is None:
+        return None
+    if not given or "\0" in given:
+        raise UserError(f"{key} is {printable(given) or 'empty'}, expected a path; leave the key out, or give one.")
+    return expanded(given)
+
+
+def expanded(path: str) -> Path:
+    """A path with `~` as the user's home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}; write the folder's whole path.") from error
+
+
+def required(config: DictConfig, key: str) -> Path:
+    """The path under a key that has no default; a UserError names it when it is not given."""
+    found = None if OmegaConf.is_missing(config, key) else path_of(config, key)
+    if found is None:
         raise UserError(f"{key} is not set: give {key}=… on the command line.")
-    return config[key]
+    return found
 
 
 def chosen_task_set(config: DictConfig) -> TaskSet | None:
@@ -59,11 +79,15 @@ def chosen_task_set(config: DictConfig) -> TaskSet | None:
 
 
 def result_name(checkpoint: Path) -> str:
-    """The default name of what is made from a checkpoint: two runs' final.safetensors must not share one."""
+    """The default name of what is made from a checkpoint: two runs' final.safetensors must not share one.
+
+    A run's folder is `logs/<task>/<exp_name>/<what a sweep varies>/<seed>`: all of it below `logs` is in the name.
+    """
     if checkpoint.parent.name != "checkpoints":
-        return checkpoint.stem
-    run = checkpoint.resolve().parents[1]  # <task>/<exp_name>/<seed> of train.py
-    return "-".join([*run.parts[-3:], checkpoint.stem]).replace("=", "").replace(",", "-").strip("/")
+        return safe_name(checkpoint.stem)
+    run = checkpoint.resolve().parents[1].parts[1:]
+    below_logs = run[len(run) - run[::-1].index("logs") :] if "logs" in run else run[-4:]
+    return safe_name("-".join([*below_logs, checkpoint.stem]))
 
 
 def planner_settings(config: DictConfig) -> PlannerSettings:
@@ -106,8 +130,19 @@ def _from_keys(cls: type, config: DictConfig) -> Any:
     return cls(**{f.name: config[f.name] for f in fields(cls)})
 
 
-def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
-    """One run, from the configuration of train.py."""
+def resume_mode(value: bool | str | None, sweep: bool) -> Resume:
+    """What `resume` says: true, false or auto; by default auto in a sweep and false otherwise."""
+    if value is None:
+        return "auto" if sweep else "never"
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise UserError(f"resume={printable(value)} is unknown; choose true, false or auto.")
+    return "always" if value else "never"
+
+
+def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) -> TrainSettings:
+    """One run, from the configuration of train.py; `sweep` says that it is one of several."""
     tasks = chosen_task_set(config)
     if tasks is None:
         raise UserError("task=own is for evaluation: a run needs its task set, such as task=mt30.")
@@ -117,7 +152,7 @@ def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
         run_dir=run_dir,
         task_set=tasks,
         dims=model_dims_of(config, tasks, config),
-        data_dir=Path(config.data_dir),
+        data_dir=required(config, "data_dir"),
         steps=config.steps,
         batch_size=config.batch_size,
         horizon=config.horizon,
@@ -128,8 +163,8 @@ def train_settings(config: DictConfig, run_dir: Path) -> TrainSettings:
         device=local_device(resolve_device(config.device)),
         teacher_name=config.teacher.name,
         labels=_labels_to_train_from(config.teacher),
-        checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
-        resume=config.resume,
+        checkpoint=path_of(config, "checkpoint"),
+        resume=resume_mode(config.resume, sweep),
         log_freq=config.log_freq,
         eval_freq=config.eval_freq,
         save_freq=config.save_freq,
@@ -155,7 +190,7 @@ def _labels_to_train_from(teacher: DictConfig) -> Path | None:
                 "teacher=labels needs the labels: give teacher.labels=… (scripts/label.py makes them, by default in "
                 "<data_dir>/labels/<teacher>)."
             )
-        return Path(teacher.labels)
+        return path_of(teacher, "labels")
     if teacher.labels is not None:
         raise UserError(f"teacher.labels={teacher.labels} is for teacher=labels, not teacher={teacher.name}.")
     return None
@@ -169,11 +204,23 @@ def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Rewa
         CheckpointError: when its checkpoint is of another size or task set.
     """
     if config.teacher.name == "none":
+        _check_no_teacher(config.teacher)
         return None
     if config.teacher.name == "labels":
         _check_labels(config, tasks)
         return None
     return live_teacher(config, tasks, device)
+
+
+def _check_no_teacher(teacher: DictConfig) -> None:
+    """Raises a UserError for keys of a teacher where there is to be none."""
+    given = [key for key in ("checkpoint", "labels", "task", "precision") if teacher[key] is not None]
+    given += ["random_weights"] if teacher.random_weights else []
+    if given:
+        raise UserError(
+            f"teacher.{given[0]} is set, but teacher=none trains without one: name the teacher, such as teacher=317M, "
+            "or leave the key out."
+        )
 
 
 def _check_labels(config: DictConfig, tasks: TaskSet) -> None:
@@ -208,14 +255,15 @@ def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> Re
     if teacher.random_weights:
         dims = model_dims_of(teacher, own or tasks, config)
         return random_teacher(dims, own or tasks, tasks, config.seed, device, precision)
-    if teacher.checkpoint is None:
+    path = path_of(teacher, "checkpoint")
+    if path is None:
         raise UserError(
             f"teacher={teacher.name} needs its weights: give teacher.checkpoint=… "
             "(scripts/download.py fetches the published ones), or teacher=none to train from scratch."
         )
     changed = any(teacher[key] is not None for key in _SIZE_KEYS)
     loaded = load_teacher(
-        teacher.checkpoint,
+        path,
         tasks,
         task=own or tasks,
         model_size=None if changed else teacher.model_size,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
+from tdmpc2.fileio import safe_name
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
 from tdmpc2.planner import PlanExecution, PlannerSettings
@@ -129,7 +130,7 @@ class TrainConfig(PlannerConfig, SharedModelConfig, ModelConfig):
     cudagraphs: bool = Execution.cudagraphs  # capture the update as one CUDA graph
     # the run
     exp_name: str = "default"
-    resume: bool = False
+    resume: bool | str | None = None  # true, false, or auto: as the folder needs; default false, in a sweep auto
     log_freq: int = 100
     eval_freq: int = 0  # 0: no evaluation while training
     eval_episodes: int = 1
@@ -200,17 +201,40 @@ class LabelConfig(SharedModelConfig):
     verify: bool = False  # label nothing: read what is there and compare its checksums
 
 
+SCHEMAS: dict[str, Any] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "quantize": QuantizeConfig,
+    "collect": CollectConfig,
+    "label": LabelConfig,
+}
+"""By the name of the program and of its file in `config/`."""
+
+TEXT_KEYS = frozenset(
+    (
+        *("checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir", "output", "reference"),
+        *("hydra.run.dir", "hydra.sweep.dir", "exp_name", "label", "task.name"),
+    )
+)
+"""Keys whose values are paths or names: any text, which Hydra's grammar need not understand."""
+
+IN_PATH = ("seed", "exp_name", "task", "task.name", "experiment")
+"""Keys that stand in a run's path already, so that no part of it is named by them."""
+
+NOT_IN_NAMES = (
+    *("resume", "device", "task.tasks", "checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir"),
+    *("log_freq", "eval_freq", "eval_episodes", "save_freq", "state_freq", "num_workers", "logging"),
+    *(f"logging.{name}" for name in ("console", "tensorboard", "wandb", "wandb_project", "wandb_entity", "wandb_mode")),
+)
+"""Keys that a run's folder is not named by, unless a sweep varies them: they say where things lie, or change nothing
+about its updates."""
+
+
 def register_schemas() -> None:
-    """Makes the schemas, and every single task as a choice of `task`, known to Hydra."""
+    """Makes the schemas, every single task as a choice of `task`, and the resolver `safe_name` known to Hydra."""
     store = ConfigStore.instance()
-    schemas: dict[str, Any] = {
-        "train_schema": TrainConfig,
-        "evaluate_schema": EvaluateConfig,
-        "quantize_schema": QuantizeConfig,
-        "collect_schema": CollectConfig,
-        "label_schema": LabelConfig,
-    }
-    for name, node in schemas.items():
-        store.store(name=name, node=node)
+    for name, node in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=node)
     for task in known_tasks():
         store.store(group="task", name=task, node=TaskConfig(name=task))
+    OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)

@@ -3,15 +3,17 @@
 from tdmpc2.training.execution import Execution
 from tdmpc2.training.learner import Learner, OptimiserSettings
 from tdmpc2.training.peers import Peers, joined, local_device
-from tdmpc2.training.trainer import TrainResult, TrainSettings, train
+from tdmpc2.training.trainer import Resume, TrainResult, TrainSettings, finished_run, train
 
 __all__ = [
     "Execution",
     "Learner",
     "OptimiserSettings",
     "Peers",
+    "Resume",
     "TrainResult",
     "TrainSettings",
+    "finished_run",
     "joined",
     "local_device",
     "train",

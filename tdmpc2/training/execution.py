@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
-from tdmpc2.model.compiling import compile_problem
+from tdmpc2.model.capabilities import autocast_problem, compile_problem, half_product_problem
 
 PRECISIONS = ("float32", "bfloat16")
 Step = Callable[[Batch], dict[str, Tensor]]
@@ -47,10 +47,17 @@ class Execution:
         """These choices as far as the device and its compiler allow; one line says what is not possible.
 
         Raises:
-            UserError: for CUDA graphs on another device.
+            UserError: for CUDA graphs on another device, or bfloat16 products where they do not work: other
+                arithmetic gives other numbers, which must not go by its name.
         """
         if self.cudagraphs and device.type != "cuda":
             raise UserError(f"cudagraphs=true needs a CUDA device, and this run is on {device.type}: leave it out.")
+        if self.precision == "bfloat16":
+            problem = autocast_problem(device)
+            if problem is not None:
+                raise UserError(f"precision=bfloat16 does not work here: {problem}; choose precision=float32.")
+            if device.type == "cpu" and (slow := half_product_problem(torch.bfloat16)) is not None:
+                print(f"precision=bfloat16 is slow here: {slow}; precision=float32 is faster.", file=sys.stderr)
         if not self.compile:
             return self
         problem = compile_problem(device)

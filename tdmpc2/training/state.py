@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ import torch
 from torch import Tensor
 
 from tdmpc2.checkpointing.torchfile import read_torch_file
-from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.errors import CheckpointError, printable
 from tdmpc2.fileio import atomic_file
+from tdmpc2.training.identity import check_identity
 from tdmpc2.training.learner import Learner
 
 _VERSION = 1
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 200
-_SHORT.maxlist = _SHORT.maxtuple = 40
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,9 @@ class StateFolder:
     """Writes and reads the training state of one run, whose folder this process has locked."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / "state"
-        self._latest = self._folder / "latest.pt"
-        self._previous = self._folder / "previous.pt"
+        self.folder = run_dir / "state"
+        self._latest = self.folder / "latest.pt"
+        self._previous = self.folder / "previous.pt"
         self._latest_is_damaged = False
 
     def exists(self) -> bool:
@@ -79,8 +76,8 @@ class StateFolder:
             elif self._latest.exists():
                 self._latest.replace(self._previous)
 
-    def load(self, identity: Mapping[str, Any]) -> TrainingState:
-        """The last whole state: every byte of it has matched its checksum.
+    def load(self, identity: Mapping[str, Any] | None = None) -> TrainingState:
+        """The last whole state: every byte of it has matched its checksum; of this identity, where one is given.
 
         Nothing is changed: where the one before takes a damaged one's place, `save` keeps that under another name.
 
@@ -97,17 +94,18 @@ class StateFolder:
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
-            _check_identity(path, state.identity, identity)
+            if identity is not None:
+                check_identity(path, state.identity, identity)
             for problem in problems:
                 self._latest_is_damaged = True
                 print(f"warning: {problem} {path.name} takes its place.", file=sys.stderr)
             return state
         if not problems:
             raise CheckpointError(
-                f"{self._folder}: no training state to resume from (none was written); start it without resume=true."
+                f"{self.folder}: no training state to resume from (none was written); start it without resume=true."
             )
         raise CheckpointError(
-            f"{self._folder}: no training state to resume from ({' '.join(problems)}) They were left as they "
+            f"{self.folder}: no training state to resume from ({' '.join(problems)}) They were left as they "
             "are: copy them again from where they came, or start another run (exp_name=…), with checkpoint=… from "
             "the folder's last checkpoint if you like."
         )
@@ -123,8 +121,8 @@ class StateFolder:
                 odd = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if odd is not None:
             raise CheckpointError(
-                f"{self._folder}: the training state does not fit this version's learner ({odd}); use the version "
-                "that wrote it, or start another run (exp_name=…)."
+                f"{self.folder}: the training state does not fit this version's learner ({printable(odd)}); use the "
+                "version that wrote it, or start another run (exp_name=…)."
             )
 
 
@@ -137,7 +135,7 @@ def _parsed(path: Path, content: object) -> TrainingState:
             "identity": dict(identity),
             "pending": bool(pending),
         } if version == _VERSION and type(step) is int and step >= 0:
-            if all(isinstance(key, str) for key in (*learner, *identity)):
+            if all(isinstance(key, str) and key.isprintable() for key in (*learner, *identity)):
                 return TrainingState(step, learner, identity, pending)
         case {"version": int(version)} if version != _VERSION:
             raise CheckpointError(f"{path}: has version {version}, expected {_VERSION}.")
@@ -150,25 +148,6 @@ def _set_aside(path: Path) -> None:
     while (kept := path.with_suffix(f".damaged{number}")).exists():
         number += 1
     path.replace(kept)
-
-
-def _check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = [
-        f"{key} was {_SHORT.repr(saved.get(key))} and is {_SHORT.repr(now.get(key))}"
-        for key in sorted(saved.keys() | now.keys())
-        if not _same(saved.get(key), now.get(key))
-    ]
-    if differing:
-        raise UserError(
-            f"{path}: cannot resume with other settings: {'; '.join(differing)}. "
-            "Set them back, or start another run with another exp_name."
-        )
-
-
-def _same(saved: object, now: object) -> bool:
-    if isinstance(saved, Tensor):  # never written, and comparing one gives no answer
-        return False
-    return bool(saved == now)
 
 
 def _misfit(saved: object, now: object, name: str) -> str | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,17 +28,21 @@ from tdmpc2.data.labels import LabelColumn
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import RewardTeacher
-from tdmpc2.errors import CheckpointError, UserError
+from tdmpc2.errors import CheckpointError, DataError, UserError
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
-from tdmpc2.model import ModelDims, WorldModel, published_size
+from tdmpc2.memory import check_memory
+from tdmpc2.model import ModelDims, WorldModel, model_bytes, published_size, update_bytes
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_ROUNDS, MOST_SEED, MOST_SLICES, MOST_STEPS, check_whole
+from tdmpc2.reporting.log_file import logged_to
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.tasks import TaskSet
 from tdmpc2.training.execution import Execution
 from tdmpc2.training.finite import FiniteWatch
+from tdmpc2.training.identity import check_identity, content_identity, recorded_store, resumed_start, start_identity
+from tdmpc2.training.interrupt import Interrupt, Stopped
 from tdmpc2.training.learner import Learner, OptimiserSettings
 from tdmpc2.training.peers import Peers
 from tdmpc2.training.run_lock import run_lock
@@ -54,6 +57,9 @@ CONSOLE_METRICS = (
     "pi_loss",
 )
 CONFIG_NAME = "config.json"
+Resume = Literal["never", "always", "auto"]
+"""What to do about a run that the folder holds: refuse, go on (and refuse if there is none), or whatever fits."""
+FINAL_NAME = "final.safetensors"
 _VOTE_FREQ = 10
 
 
@@ -63,6 +69,7 @@ class TrainSettings:
 
     `eval_freq` of 0 evaluates never. `config` is kept with the run and every checkpoint. `teacher_name` is
     for the record. `labels` is the folder of a teacher's predictions, for a run without the teacher itself.
+    `log_name` is the file in the run's folder for what libraries log; None keeps none.
     """
 
     run_dir: Path
@@ -80,7 +87,7 @@ class TrainSettings:
     teacher_name: str = "none"
     labels: Path | None = None
     checkpoint: Path | None = None
-    resume: bool = False
+    resume: Resume = "never"
     log_freq: int = 100
     eval_freq: int = 0
     save_freq: int | None = None
@@ -88,6 +95,7 @@ class TrainSettings:
     evaluation: EvaluationSettings = field(default_factory=lambda: EvaluationSettings(episodes=1))
     planner: PlannerSettings = field(default_factory=PlannerSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
+    log_name: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,7 +109,7 @@ class TrainSettings:
         check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED if self.eval_freq else MOST_SEED)
 
     def identity(self) -> dict[str, Any]:
-        """The keys that the updates depend on, and so may not change when a run resumes; `steps` may."""
+        """The settings that the updates depend on, and so may not change when a run resumes; `steps` may."""
         return {
             "tasks": list(self.task_set.tasks),
             "batch_size": self.batch_size,
@@ -110,7 +118,6 @@ class TrainSettings:
             "device": self.device.type,  # random states do not carry over to another kind
             "precision": self.execution.precision,
             "teacher": self.teacher_name,
-            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **asdict(self.dims),
             **asdict(self.weights),
             **asdict(self.optimiser),
@@ -126,36 +133,6 @@ class TrainResult:
     checkpoint: Path | None
     metrics: dict[str, float]
     updates_per_second: float
-
-
-class Interrupted(Exception):
-    """Ends an evaluation within a run when a signal asks the run to stop."""
-
-
-class Interrupt:
-    """Set by SIGINT or SIGTERM, so that a run stops between two updates with its state written."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt  # asked twice: do not wait for the update to end
-        self.signal = number
-
-    @contextmanager
-    def watching(self) -> Iterator[Interrupt]:
-        """Handles both signals within the block, where this thread may."""
-        try:
-            old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever runs this one handles signals
-            yield self
-            return
-        try:
-            yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 def new_student(settings: TrainSettings) -> WorldModel:
@@ -194,6 +171,23 @@ def new_student(settings: TrainSettings) -> WorldModel:
     return model.to(settings.device)
 
 
+def _check_memory(settings: TrainSettings, peers: Peers) -> None:
+    """Raises a `UserError` where the model, or an update of it on a CPU, cannot fit into this machine's memory."""
+    d = settings.dims
+    widths = f"enc_dim={d.enc_dim}, mlp_dim={d.mlp_dim}, latent_dim={d.latent_dim}, num_q={d.num_q}"
+    on_cpu = settings.device.type == "cpu"
+    check_memory(
+        f"a model of {widths}", model_bytes(d, training=on_cpu), "choose a smaller model_size, or lower these keys"
+    )
+    if on_cpu:
+        size = settings.batch_size // peers.size
+        check_memory(
+            f"an update of batch_size={settings.batch_size}, horizon={settings.horizon}",
+            update_bytes(d, size, settings.horizon),
+            "lower batch_size",
+        )
+
+
 def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers | None = None) -> TrainResult:
     """Runs `settings.steps` updates, or resumes up to them.
 
@@ -212,17 +206,56 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers |
         return _train(settings, teacher, peers)
 
 
-def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers) -> TrainResult:
+def finished_run(settings: TrainSettings) -> Path | None:
+    """The final checkpoint of a run that has ended as `settings` want it, so that resume=auto has nothing to do.
+
+    Raises:
+        UserError: when the folder holds a run of other settings.
+    """
+    final = settings.run_dir / "checkpoints" / FINAL_NAME
     states = StateFolder(settings.run_dir)
-    if states.exists() and not settings.resume:
+    if settings.resume != "auto" or not final.exists() or not states.exists():
+        return None
+    state = states.load()
+    if state.step != settings.steps or state.pending:
+        return None
+    of_settings = settings.identity()
+    check_identity(states.folder, {key: state.identity.get(key) for key in of_settings}, of_settings)
+    return final
+
+
+def _found_state(settings: TrainSettings, states: StateFolder) -> TrainingState | None:
+    """The state to go on from; None to start a new run.
+
+    Raises:
+        UserError: when the folder holds a run that `settings.resume` does not go on with.
+    """
+    if settings.resume == "always" or (settings.resume == "auto" and states.exists()):
+        return states.load()
+    kept = sorted(path.name for path in (settings.run_dir / "checkpoints").glob("*.safetensors"))
+    if states.exists():
         raise UserError(
             f"{settings.run_dir} holds a training run already: continue it with resume=true, "
             "or choose another exp_name or seed."
         )
+    if kept:
+        raise UserError(
+            f"{settings.run_dir} holds checkpoints of an earlier run ({', '.join(kept[:3])}), which this one would "
+            "replace: choose another exp_name or seed, or move them away."
+        )
+    return None
+
+
+def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers) -> TrainResult:
+    states = StateFolder(settings.run_dir)
+    state = _found_state(settings, states)
     if teacher is not None:
         teacher.check_frozen()
     store = EpisodeStore.open(settings.data_dir)
+    if state is not None:
+        store = recorded_store(store, state.identity)
     peers.share(settings.batch_size)  # or one error before anything is written
+    _check_memory(settings, peers)
     labels = None if settings.labels is None else LabelColumn.open(settings.labels, store, settings.task_set.tasks)
     sampler = SliceSampler(
         store,
@@ -234,13 +267,18 @@ def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers)
         world_size=peers.size,
         labels=labels,
     )
-    identity = settings.identity() | _content_identity(store, teacher, labels)
-    state = states.load(identity) if settings.resume else None
+    content = content_identity(store, teacher, labels)
+    if state is None:
+        student = new_student(settings)
+        identity = settings.identity() | start_identity(settings.checkpoint) | content
+    else:
+        identity = settings.identity() | resumed_start(state.identity, settings.checkpoint) | content
+        check_identity(states.folder, state.identity, identity)
+        # A resumed student's weights are in the state; the file it once started from need not be there any more.
+        student = new_student(replace(settings, checkpoint=None))
     start = 0 if state is None else state.step
     if start > settings.steps:
         raise UserError(f"{settings.run_dir} is at step {start:,} already, beyond steps={settings.steps:,}.")
-    # A resumed student's weights are in the state; the file it once started from need not be there any more.
-    student = new_student(settings if state is None else replace(settings, checkpoint=None))
     discounts = torch.from_numpy(settings.task_set.discounts())
     learner = Learner(
         student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, peers
@@ -262,7 +300,11 @@ def _train(settings: TrainSettings, teacher: RewardTeacher | None, peers: Peers)
     with run, Prefetcher(sampler, settings.device, start) as batches, interrupt.watching():
         while not stopped and (pending or step < settings.steps):
             if not pending:
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except DataError:  # the data is not what it was: what has been learned from it is kept
+                    run.save_state(step)
+                    raise
                 if teacher is not None:
                     batch = teacher.teach(batch)
                 metrics = learner.update(batch)
@@ -330,8 +372,11 @@ class _Run:
         # Five checkpoints, as in the paper's figure 3, unless told otherwise.
         self.save_freq = settings.save_freq or max(1, math.ceil(settings.steps / 5))
         self._folder = settings.run_dir / "checkpoints"
-        self.final_path = self._folder / "final.safetensors"
+        self.final_path = self._folder / FINAL_NAME
         self._logger: MetricLogger | None = None
+        self._log_file: AbstractContextManager[None] = nullcontext()
+        if self._writes and settings.log_name is not None:
+            self._log_file = logged_to(settings.run_dir / settings.log_name)
         if self._writes:
             atomic_write_text(settings.run_dir / CONFIG_NAME, json.dumps(dict(settings.config), indent=2) + "\n")
             self._logger = MetricLogger(
@@ -346,6 +391,7 @@ class _Run:
             )
 
     def __enter__(self) -> _Run:
+        self._log_file.__enter__()
         return self
 
     def __exit__(
@@ -354,6 +400,7 @@ class _Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._log_file.__exit__(kind, error, traceback)
         if self._logger is not None:
             self._logger.__exit__(kind, error, traceback)
 
@@ -374,12 +421,12 @@ class _Run:
 
         def on_decisions(count: int) -> None:
             if interrupt.signal is not None:
-                raise Interrupted
+                raise Stopped
 
         agent = Agent(self._learner.model, self._settings.task_set, self._settings.planner)
         try:
             result = evaluate(agent, self._settings.evaluation, label=f"step {step}", on_decisions=on_decisions)
-        except Interrupted:
+        except Stopped:
             return None
         returns = {f"return/{task}": sum(r) / len(r) for task, r in result.returns().items()}
         score = result.score().value
@@ -416,17 +463,3 @@ def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """All metrics in one transfer from the device."""
     values = torch.stack([m.float() for m in metrics.values()]).tolist()
     return dict(zip(metrics, values, strict=True))
-
-
-def _content_identity(store: EpisodeStore, teacher: RewardTeacher | None, labels: LabelColumn | None) -> dict[str, Any]:
-    """What the data and the teacher are, whatever folder they lie in, for `TrainSettings.identity`."""
-    weights = "none"
-    if teacher is not None:
-        weights = f"checksum {teacher.checksum} in {teacher.precision}"
-    elif labels is not None:
-        weights = f"checksum {labels.header.facts.teacher_checksum} in {labels.header.facts.precision}"
-    return {
-        "data": f"{len(store)} episodes, fingerprint {store.fingerprint}",
-        "teacher weights": weights,
-        "teacher labels": "none" if labels is None else f"checksum {labels.header.checksum}",
-    }

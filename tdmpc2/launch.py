@@ -1,0 +1,150 @@
+"""How programs start: the process is made ready before torch loads, then the program runs, and ends in one line on
+what a user can cause.
+
+Each function below starts the program of its name, `tdmpc2/programs/<name>.py`; `tdmpc2/train.py`, `scripts/*.py` and
+the installed commands call them. Nothing here is for a library: it changes the whole process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import io
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType, ModuleType
+from typing import TextIO
+
+from tdmpc2.allocation import keep_freed_memory
+from tdmpc2.errors import UserError, run_program
+
+_FEWEST_FILES = 64
+"""Open files that a program with a few simulators needs."""
+_WANTED_FILES = 4096
+
+
+def launch(program: str) -> None:
+    """Runs `tdmpc2/programs/<program>.py` as a program in this process."""
+    _open_standard_streams()
+    sys.stdout = _lenient(1, sys.stdout)
+    sys.stderr = _lenient(2, sys.stderr)
+    faulthandler.enable(file=2)  # a mapped file that is cut off while it is read ends a process without a word else
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP: so it stays
+            signal.signal(number, _ask_to_stop)
+    try:
+        run_program(_prepare)
+        module = _imported(program)
+        run_program(module.main, on_interrupt=getattr(module, "INTERRUPTED", "interrupted"))
+    finally:
+        sys.stdout.flush()
+
+
+def _prepare() -> None:
+    _check_working_folder()
+    _allow_open_files()
+    wait_briefly()
+    keep_freed_memory()
+
+
+def _imported(program: str) -> ModuleType:
+    """The program's module; a Ctrl-C or a lack of memory while libraries load ends in one line too."""
+    found: list[ModuleType] = []
+    run_program(lambda: found.append(import_module(f"tdmpc2.programs.{program}")))
+    return found[0]
+
+
+def wait_briefly() -> None:
+    """Lets OpenMP's threads go to sleep soon where they wait for each other, unless the environment says otherwise.
+
+    By default they spin for milliseconds, a scheduler's whole turn: beside other work, two threads then wait for one
+    that has no core (docs/performance.md: plans took 28 times as long). This is long enough for a quiet machine.
+    OpenMP reads it when torch loads.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
+class _LenientOutput(io.FileIO):
+    """A descriptor whose writes cannot fail: once one does (a pipe that was closed, a full disk), all go nowhere.
+
+    What a program shows is a convenience; what it does must not end with it.
+    """
+
+    _gone = False
+
+    def write(self, data: object) -> int:
+        if not self._gone:
+            try:
+                return super().write(data) or 0  # type: ignore[arg-type]  # its own type is not public
+            except OSError:
+                self._gone = True
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def _lenient(descriptor: int, given: TextIO | None) -> io.TextIOWrapper:
+    """Standard output or error by a `_LenientOutput`; characters that its encoding lacks are shown by their numbers."""
+    raw = _LenientOutput(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(given, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=descriptor == 2 or raw.isatty(),
+    )
+
+
+def _open_standard_streams() -> None:
+    """Where a standard stream is closed, the null device takes its number: else the next file opened would."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
+
+
+def _ask_to_stop(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C does, so that files half written are removed."""
+    raise KeyboardInterrupt
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UserError("the working folder is not there any more; change to one that is.") from None
+
+
+def _allow_open_files() -> None:
+    """Raises the limit of open files as far as this process may; a `UserError` where it is far too low."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < _WANTED_FILES:
+        possible = _WANTED_FILES if hard == unlimited else min(hard, _WANTED_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        soft = possible
+    if soft != unlimited and soft < _FEWEST_FILES:
+        raise UserError(f"only {soft} files may be open at a time; raise the limit (ulimit -n 1024).")
+
+
+train = functools.partial(launch, "train")
+evaluate = functools.partial(launch, "evaluate")
+collect = functools.partial(launch, "collect")
+quantize = functools.partial(launch, "quantize")
+label = functools.partial(launch, "label")
+export = functools.partial(launch, "export")
+compare = functools.partial(launch, "compare")
+join = functools.partial(launch, "join")
+download = functools.partial(launch, "download")
+import_data = functools.partial(launch, "import_data")
+synthesise = functools.partial(launch, "synthesise")
+quickstart = functools.partial(launch, "quickstart")
+make_teacher = functools.partial(launch, "make_teacher")
