@@ -25,7 +25,9 @@ MOST_SEED = 2**63 - 1
 MOST_EVALUATION_SEED = 2**32 - 1
 """What `envs.episode_seed` takes."""
 MOST_SCALE = 1e6
-"""Of coefficients, learning rates, temperatures and standard deviations."""
+"""Of coefficients, temperatures and standard deviations."""
+MOST_FLOAT = 3e38
+"""What float32 holds: of a learning rate, which may be tried at any size."""
 
 
 def check_whole(name: str, value: object, low: int, high: int) -> None:

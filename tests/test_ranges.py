@@ -63,7 +63,7 @@ def number_keys() -> list[tuple[type, str]]:
 
 
 @pytest.mark.parametrize(("group", "key"), number_keys())
-@pytest.mark.parametrize("value", [NAN, INF, -INF, True, -1e30, 10**30, 1e30])
+@pytest.mark.parametrize("value", [NAN, INF, -INF, True, -1e39, 10**39, 1e39])
 def test_no_number_key_takes_what_is_no_sane_number(group: type, key: str, value: float) -> None:
     if key == "grad_clip_norm" and not isinstance(value, bool) and value > 0:
         assert OptimiserSettings(grad_clip_norm=value).grad_clip_norm == value  # it does not clip

@@ -85,6 +85,14 @@ def _expect(what: str, value: Any, *kinds: type) -> Any:
     return value
 
 
+def _dims(path: Path, content: dict[str, Any]) -> ModelDims:
+    numbers = {n: _expect(n, v, int, float) for n, v in content.items()}
+    try:
+        return ModelDims(**numbers)
+    except UserError as error:
+        raise CheckpointError(f"{path}: no model has its dimensions ({printable(error)}).") from error
+
+
 def _field(what: str, value: Any) -> Any:
     """A value of its type, and if it is a number, one that can be meant."""
     _expect(what, value, *_TYPES[what])
@@ -127,7 +135,7 @@ def parse_metadata(path: Path, text: str | None) -> tuple[CheckpointMetadata, di
         # Nor did they name the version of their scheme.
         raw.setdefault("scheme_version", 1)
         known = {f.name: _field(f.name, raw[f.name]) for f in fields(CheckpointMetadata)}
-        known["dims"] = ModelDims(**{n: _expect(n, v, int, float) for n, v in known["dims"].items()})
+        known["dims"] = _dims(path, known["dims"])
         known["task_set"] = _name("task_set", known["task_set"])
         known["tasks"] = tuple(_name("a task", task) for task in known["tasks"])
         known["versions"] = {_name("a package", n): _name("a version", v) for n, v in known["versions"].items()}

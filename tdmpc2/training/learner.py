@@ -15,7 +15,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.losses import LossWeights, RunningScale, UpdateNoise, policy_terms, world_model_losses
 from tdmpc2.model import WorldModel
-from tdmpc2.ranges import MOST_SCALE, check_range, check_share
+from tdmpc2.ranges import MOST_FLOAT, check_range, check_share
 from tdmpc2.training.execution import CapturedStep, Execution
 from tdmpc2.training.peers import Peers
 
@@ -28,7 +28,7 @@ class OptimiserSettings:
     """Under the names of the released configuration.
 
     Attributes:
-        lr: learning rate of Adam, 10**6 at most.
+        lr: learning rate of Adam, 3e38 at most.
         enc_lr_scale: the encoder's share of it, likewise.
         grad_clip_norm: largest gradient norm, of the world model and of the policy each; inf does not clip.
         tau: how far target Q and the running scale move at each update.
@@ -41,7 +41,7 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         for name in ("lr", "enc_lr_scale"):
-            check_range(name, getattr(self, name), 0, MOST_SCALE, above=True)
+            check_range(name, getattr(self, name), 0, MOST_FLOAT, above=True)
         check_range("grad_clip_norm", self.grad_clip_norm, 0, math.inf, above=True, infinite=True)
         check_share("tau", self.tau, zero=False)
 
