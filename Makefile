@@ -18,7 +18,7 @@ test: setup-dev lint
 test-avx2: setup-dev
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/test_planner*.py \
 	  tests/test_quantisation*.py tests/test_export.py tests/test_execution.py tests/test_teacher.py \
-	  -k "not compiled_equals_eager and not processes and not shared_out"
+	  -k "not compiled_equals_eager and not code_compiled and not processes and not shared_out"
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m "slow and not cuda" --timeout 3600

@@ -151,6 +151,20 @@ def test_bfloat16_products_that_are_slow_or_do_not_work_are_said(
         Execution(precision="bfloat16").possible(cpu)
 
 
+def test_code_compiled_for_another_processor_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    """torch's own cache does not tell them apart, and the process would end in "double free or corruption"."""
+    probe = "import torch; from tdmpc2.model.capabilities import compile_problem as p; print(p(torch.device('cpu')))"
+    said = []
+    for older in ({"ATEN_CPU_CAPABILITY": "avx2"}, {}):
+        changes = {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **older}
+        done = subprocess.run(
+            [sys.executable, "-c", probe], env=environment(**changes), capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1]
+
+
 def test_autocast_is_tried() -> None:
     assert capabilities.autocast_problem(torch.device("cpu")) is None
     problem = capabilities.autocast_problem(torch.device("meta"))

@@ -8,8 +8,11 @@ emulated. A function here returns None, or in one line why not to go that way; a
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -118,6 +121,7 @@ def autocast_problem(device: torch.device) -> str | None:
 @functools.cache
 def compile_problem(device: torch.device) -> str | None:
     """Why torch.compile cannot work on a device. Compiles a small function to know."""
+    _separate_compiled_code()
     x = torch.ones(8, device=device, requires_grad=True)
     try:
         probe = torch.compile(lambda value: (value.exp() * 2).sum(), dynamic=False)
@@ -125,6 +129,20 @@ def compile_problem(device: torch.device) -> str | None:
     except Exception as error:  # whatever the compiler's tool chain raises: running eagerly is the answer to all
         return one_line(error)
     return None
+
+
+@functools.cache
+def _separate_compiled_code() -> None:
+    """Gives torch's cache on the disk a folder for each kind of processor.
+
+    Its keys leave out how wide the vectors are, by the processor or by ATEN_CPU_CAPABILITY: code kept from another
+    width (a shared folder, a run with that variable) corrupts memory.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    default = Path(tempfile.gettempdir()) / f"torchinductor_{user}"
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
+    kind = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder if folder.name == kind else folder / kind)
 
 
 def one_line(error: Exception) -> str:
