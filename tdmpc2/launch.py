@@ -31,10 +31,10 @@ def launch(program: str) -> None:
     sys.stdout = _lenient(1, sys.stdout)
     sys.stderr = _lenient(2, sys.stderr)
     faulthandler.enable(file=2)  # a mapped file that is cut off while it is read ends a process without a word else
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP: so it stays
-            signal.signal(number, _ask_to_stop)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _ask_to_stop)  # nohup ignores SIGHUP, and so it stays
     try:
         run_program(_prepare)
         module = _imported(program)
@@ -108,7 +108,8 @@ def _open_standard_streams() -> None:
 
 
 def _ask_to_stop(number: int, frame: FrameType | None) -> None:
-    """As Ctrl-C does, so that files half written are removed."""
+    """Ends the program so that files half written are removed."""
+    sys.unraisablehook = lambda _: None  # what was being made in this moment may fail when it is freed
     raise KeyboardInterrupt
 
 
