@@ -207,7 +207,8 @@ class OnnxAgent:
         z = self._run("encoder", task, (len(obs), self.latent_dim), obs=obs)[:, None]  # [N, 1, Z]
         candidates = np.empty((len(obs), p["horizon"], p["num_samples"], self.action_dim), np.float32)
         if prior:
-            candidates[:, :, :prior] = self._prior_trajectories(z, task, noise.prior)
+            # Not a number comes of a model whose numbers overflow.
+            candidates[:, :, :prior] = np.nan_to_num(self._prior_trajectories(z, task, noise.prior), nan=0.0)
         mean = warm_start * mask[:, None]
         std = np.full_like(mean, max_std) * mask[:, None]
         plan = Plan(np.empty(0), np.empty(0), [], [])
@@ -220,8 +221,8 @@ class OnnxAgent:
             plan.values.append(value)
             best = np.argsort(-value, axis=1, kind="stable")[:, :elites]  # [N, elites], the best first
             top = np.take_along_axis(candidates, best[:, None, :, None], axis=2)
-            score = np.float32(p["temperature"]) * np.take_along_axis(value, best, axis=1)
-            weight = np.exp(score - score[:, :1])
+            top_value = np.take_along_axis(value, best, axis=1)
+            weight = np.exp(np.float32(p["temperature"]) * (top_value - top_value[:, :1]))
             weight /= weight.sum(axis=1, keepdims=True)
             w = weight[:, None, :, None]
             mean = (w * top).sum(axis=2)
