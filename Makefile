@@ -16,8 +16,8 @@ test: setup-dev lint
 
 # torch and oneDNN then use no later instructions. Left out are torch's compiler, which takes minutes, and processes.
 test-avx2: setup-dev
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/test_planner*.py \
-	  tests/test_quantisation*.py tests/test_export.py tests/test_execution.py tests/test_teacher.py \
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/planner \
+	  tests/quantisation tests/export tests/training/test_execution.py tests/distillation \
 	  -k "not compiled_equals_eager and not code_compiled and not processes and not shared_out"
 
 test-slow: setup-dev
@@ -26,9 +26,9 @@ test-slow: setup-dev
 # Kills, full disks and damaged states many times, the property tests with twenty times the cases (over 10,000 damaged
 # files), and 1,000 random command lines: hours.
 test-reliability: setup-dev
-	$(BIN)/python -m pytest tests/test_reliability.py -m slow --timeout 3600
-	$(BIN)/python -m pytest tests/test_properties_*.py --hypothesis-profile=slow --timeout 3600
-	$(BIN)/python -m pytest tests/test_command_lines.py -m slow --timeout 3600
+	$(BIN)/python -m pytest tests/training/test_reliability.py -m slow --timeout 3600
+	$(BIN)/python -m pytest tests/files --hypothesis-profile=slow --timeout 3600
+	$(BIN)/python -m pytest tests/programs/test_command_lines.py -m slow --timeout 3600
 
 test-cuda: setup-dev
 	$(BIN)/python -m pytest -m cuda

@@ -27,7 +27,7 @@ from tdmpc2.reporting.sinks import ConsoleSink, TensorBoardSink, WandbSink, metr
 from tdmpc2.reporting.tables import format_table
 
 QUIET = LoggingSettings(console=False)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def names(folder: Path) -> list[str]:

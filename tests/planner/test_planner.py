@@ -16,11 +16,11 @@ from model_fixtures import (
     golden,
     golden_plan,
     group,
-    relative,
     single_task_model,
     small_model,
     student_decisions,
     tensors,
+    with_tied_elites,
 )
 from torch import Tensor
 
@@ -57,26 +57,6 @@ def test_decisions_equal_the_independent_implementation(device: str) -> None:
     figures = tensors(group(golden(), "plan_out"), device)
     check(plan_small(device), figures)
     assert_close(plan_small(device, greedy=True).action, figures["greedy"])
-
-
-def with_tied_elites(found: Tensor, figures: dict[str, Tensor], settings: PlannerSettings) -> Tensor:
-    """The reference's means, or where its last elite and the next candidate tie within float32, the nearer of both.
-
-    In decision b0 they differ by 7 units in the last place of float32, so that any other order of summation may
-    rank them the other way round.
-    """
-    means = figures["mean"].clone()
-    count = settings.num_elites
-    values, order = figures["values"][:, -1, :, 0].sort(dim=1, descending=True)
-    for n in range(len(means)):
-        if float(values[n, count - 1] - values[n, count]) > 1e-6 * float(values[n, count].abs()):
-            continue
-        elites = torch.cat([order[n, : count - 1], order[n, count : count + 1]])
-        weight = torch.softmax(settings.temperature * figures["values"][n, -1, elites, 0], 0)
-        other = (weight[:, None] * figures["candidates"][n, -1][:, elites]).sum(1)
-        if relative(found[n], other) < relative(found[n], means[n]):
-            means[n] = other
-    return means
 
 
 @pytest.mark.parametrize("compiled", [False, True])

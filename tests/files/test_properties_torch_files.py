@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_fixtures import released
 from data_fixtures import FakeStorage, FakeTensor, make_episodes, pickled, published_tensors, save_published, save_zip
 from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import small_model, small_tasks
 from property_fixtures import cases, damage, harmful_pickle, live_pickle, loads, text, tricked_archive
-from test_checkpoints import released
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.data.checks import EpisodeChecker

@@ -22,10 +22,10 @@ from tdmpc2.envs.rendering import choose_backend
 from tdmpc2.errors import RenderError, UserError
 from tdmpc2.tasks import EPISODE_STEPS, MT30, task_set
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "golden" / "envs_mt30.npz"
 # Of each task in `SHARED`, zero-padded: the first six decisions and five of the states (`state_index`).
-PART = Path(__file__).parent / "golden" / "envs_mt30_part.npz"
+PART = REPOSITORY / "tests" / "golden" / "envs_mt30_part.npz"
 OWN = {
     "walker-walk": ["walker", "walk"],
     "cup-catch": ["ball_in_cup", "catch"],

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_fixtures import metadata, released
 from data_fixtures import make_episodes, make_store, published_tensors, save_published
 from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import SMALL_PLAN, small_model, small_tasks
 from property_fixtures import cases, damage, loads, odd_json
 from run_fixtures import DUO
-from test_checkpoints import metadata, released
 
 from tdmpc2.checkpointing import load_model, save_checkpoint
 from tdmpc2.data.importing import import_files, open_or_create, summary

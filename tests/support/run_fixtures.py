@@ -24,7 +24,7 @@ from tdmpc2.settings.schema import register_schemas
 from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.training import TrainResult, TrainSettings, train
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 TASKS = ("cartpole-swingup", "pendulum-spin")
 DUO = task_set("duo", TASKS)

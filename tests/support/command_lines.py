@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parent
 PROGRAMS = (
     *("train", "evaluate", "quantize", "collect", "label"),
     *("export", "compare", "join", "import_data", "download", "synthesise"),
@@ -45,7 +45,7 @@ class ProgramServer:
     """Runs programs of the package, one at a time, each in a fork with a folder of its own."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{SUPPORT.parents[1]}{os.pathsep}{SUPPORT}", "OMP_NUM_THREADS": "1"}
         # Nothing answers there: no command line reaches a network.
         environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "WANDB_MODE": "offline", "HOME": "/nonexistent"}
         self._process = subprocess.Popen(

@@ -21,7 +21,7 @@ from tdmpc2.envs.rendering import choose_backend
 from tdmpc2.errors import RenderError, UserError
 from tdmpc2.tasks import TaskSet, task_set
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TASKS = ("cartpole-swingup", "reacher-three-easy", "cup-spin", "pendulum-spin", "finger-turn-easy")
 SET = task_set("five", TASKS)
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from checkpoint_fixtures import metadata
 from data_fixtures import make_store
 from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import small_model
 from property_fixtures import cases, damage, loads, odd_json
-from test_checkpoints import metadata
 
 from tdmpc2.checkpointing import load_model, save_checkpoint
 from tdmpc2.errors import CheckpointError, UserError

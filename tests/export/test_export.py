@@ -32,8 +32,8 @@ from model_fixtures import (
     small_tasks,
     student_decisions,
     tensors,
+    with_tied_elites,
 )
-from test_planner import with_tied_elites
 
 from tdmpc2.agent import load_agent
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint

@@ -21,8 +21,8 @@ from tensordict import TensorDict
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.tasks import TaskSet
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 SHARED_CHUNK = ROOT.parent / "shared" / "golden" / "mt30_chunk_60eps.pt"
 needs_shared_chunk = pytest.mark.skipif(
     not SHARED_CHUNK.is_file(), reason="the shared golden dataset file is not beside this checkout"

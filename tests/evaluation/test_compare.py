@@ -14,7 +14,7 @@ import pytest
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine, load_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "compare.py"
 
 

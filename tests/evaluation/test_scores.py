@@ -20,7 +20,7 @@ from tdmpc2.evaluation.scores import (
     verdict,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_statistics_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Makes tests/golden/model_small.npz: `python tests/make_golden.py`, from the repository's root.
+"""Makes tests/golden/model_small.npz: `python tests/support/make_golden.py`, from the repository's root.
 
 The figures come from the implementation below, not from the package: numpy in float64, one vector at a time in plain
 loops, written from the formulas of TD-MPC2 (arXiv 2310.16828) and TD-MPC-Opt (arXiv 2507.01823). The model is tiny,
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-FILE = Path(__file__).parent / "golden" / "model_small.npz"
+FILE = Path(__file__).resolve().parents[1] / "golden" / "model_small.npz"
 TASKS = ("walker-walk", "cup-catch", "pendulum-spin")
 ACTIONS = (6, 2, 1)
 DIMS = {
