@@ -3,7 +3,8 @@
 from tdmpc2.training.execution import Execution
 from tdmpc2.training.learner import Learner, OptimiserSettings
 from tdmpc2.training.peers import Peers, joined, local_device
-from tdmpc2.training.trainer import Resume, TrainResult, TrainSettings, finished_run, train
+from tdmpc2.training.settings import Resume, TrainSettings
+from tdmpc2.training.trainer import TrainResult, finished_run, train
 
 __all__ = [
     "Execution",
