@@ -136,6 +136,10 @@ class SliceSampler:
         rows, starts = self._draw(step)
         return self._episodes[rows], starts
 
+    def drawn(self, step: int) -> str:
+        """The episodes of the whole batch of update `step`, in words."""
+        return f"episodes {', '.join(map(str, sorted(set(self.indices(step)[0].tolist()))))}"
+
     def batch(self, step: int) -> Batch:
         """The batch of update step `step`, or this process's share of it, on the CPU."""
         drawn, starts = (part[self._share] for part in self._draw(step))
@@ -249,6 +253,10 @@ class Prefetcher:
             for values in batch.tensors():
                 values.record_stream(current)
         return batch
+
+    def drawn(self, step: int) -> str:
+        """As the sampler says it."""
+        return self._sampler.drawn(step)
 
     def close(self) -> None:
         """Stops and joins the threads; batches prepared ahead are dropped."""

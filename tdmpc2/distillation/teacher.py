@@ -75,7 +75,7 @@ class RewardTeacher:
         z = self.model.encode(_fit(obs, self.dims.obs_dim).to(dtype), ids)
         return self.model.decode(self.model.reward(z, _fit(action, self.dims.action_dim), ids))
 
-    def teach(self, batch: Batch) -> Batch:
+    def with_teacher_rewards(self, batch: Batch) -> Batch:
         """The batch with the teacher's rewards for the first step of each slice."""
         return replace(batch, teacher_reward=self.rewards(batch.obs[0], batch.action[0], batch.task))
 

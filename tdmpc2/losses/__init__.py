@@ -1,12 +1,13 @@
-"""The losses of an update, and what they need from outside. Knows models, nothing of files or runs."""
+"""The losses of an update, and what they need from outside. Knows models and objectives, nothing of files or runs."""
 
 from tdmpc2.losses.noise import UpdateNoise, dropout_factors
 from tdmpc2.losses.policy import PolicyTerms, policy_terms
 from tdmpc2.losses.running_scale import RunningScale
 from tdmpc2.losses.weights import LossWeights
-from tdmpc2.losses.world_model import WorldModelLosses, td_targets, world_model_losses
+from tdmpc2.losses.world_model import LossTerms, WorldModelLosses, task_of, td_targets, world_model_losses
 
 __all__ = [
+    "LossTerms",
     "LossWeights",
     "PolicyTerms",
     "RunningScale",
@@ -14,6 +15,7 @@ __all__ = [
     "WorldModelLosses",
     "dropout_factors",
     "policy_terms",
+    "task_of",
     "td_targets",
     "world_model_losses",
 ]

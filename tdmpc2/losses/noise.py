@@ -58,7 +58,7 @@ class UpdateNoise:
             factors(2, horizon + 1),
         )
 
-    def share(self, part: slice) -> UpdateNoise:
+    def of_slices(self, part: slice) -> UpdateNoise:
         """That of some slices of the batch, for a process that updates on those alone."""
 
         def cut(values: Tensor | None) -> Tensor | None:

@@ -24,24 +24,24 @@ def main(config: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir), sweep=sweep)
     settings = replace(settings, log_name="train.log")
-    with joined(settings.device) as peers:
+    with joined(settings.device) as ranks:
         finished = finished_run(settings)
         if finished is not None:
-            if peers.first:
+            if ranks.first:
                 print(f"{settings.run_dir} has ended already, after {settings.steps:,} updates: {finished}")
             return
         teacher = teacher_of(config, settings.task_set, settings.device)
-        if peers.first:
+        if ranks.first:
             taught = "from scratch"
             if teacher is not None:
                 loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
                 taught = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
             elif settings.labels is not None:
                 taught = f"labels in {settings.labels}, d_coef {settings.weights.d_coef}"
-            where = f"{settings.device}" if peers.size == 1 else f"{peers.size} processes ({settings.device.type})"
+            where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"
             print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {taught}, on {where}")
-        result = train(settings, teacher, peers)
+        result = train(settings, teacher, ranks)
     if result.interrupted:
         raise SystemExit(130)
-    if peers.first:
+    if ranks.first:
         print(f"{result.step:,} updates, {result.updates_per_second:.1f} a second; {result.checkpoint}")

@@ -1,16 +1,17 @@
-"""Training: the update, the run around it, and the state it resumes from."""
+"""Training: preparing a run, the update, the loop, what a run writes, and the state it resumes from."""
 
 from tdmpc2.training.execution import Execution
 from tdmpc2.training.learner import Learner, OptimiserSettings
-from tdmpc2.training.peers import Peers, joined, local_device
+from tdmpc2.training.ranks import Ranks, joined, local_device
+from tdmpc2.training.resuming import finished_run
 from tdmpc2.training.settings import Resume, TrainSettings
-from tdmpc2.training.trainer import TrainResult, finished_run, train
+from tdmpc2.training.trainer import TrainResult, train
 
 __all__ = [
     "Execution",
     "Learner",
     "OptimiserSettings",
-    "Peers",
+    "Ranks",
     "Resume",
     "TrainResult",
     "TrainSettings",

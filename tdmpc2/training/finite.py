@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.errors import UserError
+
+
+class Drawing(Protocol):
+    """Knows what an update's batch was drawn from."""
+
+    def drawn(self, step: int) -> str: ...
 
 
 class FiniteWatch:
     """Finds the first update whose numbers are not finite, without waiting for the device at every step."""
 
-    def __init__(self, sampler: SliceSampler, device: torch.device) -> None:
-        self._sampler = sampler
+    def __init__(self, source: Drawing, device: torch.device) -> None:
+        self._source = source
         self._names: tuple[str, ...] = ()
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._values = torch.zeros(0, device=device)
@@ -53,9 +58,9 @@ class FiniteWatch:
             raise self._error(step, f"its losses are finite, but {', '.join(bad[:5])}{more}", len(bad))
 
     def _error(self, step: int, what: str, count: int) -> UserError:
-        episodes = ", ".join(map(str, sorted(set(self._sampler.indices(step - 1)[0].tolist()))))
+        drawn = self._source.drawn(step - 1)
         return UserError(
-            f"step {step}: {what} {'is' if count == 1 else 'are'} not finite; its batch drew episodes {episodes}. "
+            f"step {step}: {what} {'is' if count == 1 else 'are'} not finite; its batch drew {drawn}. "
             "The last state written is kept; check the data with scripts/import_data.py --verify, "
             "or start another run (exp_name=…) with a lower lr."
         )

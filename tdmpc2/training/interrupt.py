@@ -27,13 +27,11 @@ class Interrupt:
 
     @contextmanager
     def watching(self) -> Iterator[Interrupt]:
-        """Handles the signals within the block, where this thread may; what is ignored (by nohup) stays so."""
+        """Handles the signals within the block, where this thread may; SIGHUP stays ignored if it is (by nohup)."""
         numbers = [getattr(signal, name) for name in _ASKING if hasattr(signal, name)]
-        old = {}
+        ignored = [n for n in numbers if n == getattr(signal, "SIGHUP", None) and signal.getsignal(n) == signal.SIG_IGN]
         try:
-            for number in numbers:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    old[number] = signal.signal(number, self._on_signal)
+            old = {number: signal.signal(number, self._on_signal) for number in numbers if number not in ignored}
         except ValueError:  # not the main thread: whoever runs this one handles signals
             yield self
             return

@@ -13,11 +13,20 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
-from tdmpc2.losses import LossWeights, RunningScale, UpdateNoise, policy_terms, world_model_losses
+from tdmpc2.losses import (
+    LossTerms,
+    LossWeights,
+    RunningScale,
+    UpdateNoise,
+    policy_terms,
+    task_of,
+    world_model_losses,
+)
 from tdmpc2.model import WorldModel
+from tdmpc2.objectives import Objective, RewardDistillation
 from tdmpc2.ranges import MOST_FLOAT, check_range, check_share
 from tdmpc2.training.execution import CapturedStep, Execution
-from tdmpc2.training.peers import Peers
+from tdmpc2.training.ranks import Ranks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +65,8 @@ class Learner:
         optimiser: optimiser settings.
         seed: of the update's noise.
         execution: how the update runs; each choice gives the same update but for rounding.
-        peers: the processes that share out every batch; default this one alone.
+        ranks: the processes that take parts of every batch; default this one alone.
+        objectives: of distillation; default the papers' alone, with the coefficient `weights.d_coef`.
 
     Raises:
         UserError: for CUDA graphs without a CUDA device, or with several processes.
@@ -70,15 +80,16 @@ class Learner:
         optimiser: OptimiserSettings,
         seed: int,
         execution: Execution | None = None,
-        peers: Peers | None = None,
+        ranks: Ranks | None = None,
+        objectives: tuple[Objective, ...] | None = None,
     ) -> None:
         device = next(model.parameters()).device
         self.model = model.eval()
-        self.weights = weights
+        self.terms = LossTerms(weights, (RewardDistillation(weights.d_coef),) if objectives is None else objectives)
         self.settings = optimiser
         self.execution = (execution or Execution()).possible(device)
-        self.peers = peers or Peers()
-        if self.execution.cudagraphs and self.peers.size > 1:
+        self.ranks = ranks or Ranks()
+        if self.execution.cudagraphs and self.ranks.size > 1:
             raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
         self.discounts = discounts.to(device)
         self.scale = RunningScale(optimiser.tau, device)
@@ -111,8 +122,8 @@ class Learner:
         """Takes one step and returns its scalars as tensors on the device: nothing here waits for it.
 
         Args:
-            batch: obs [H+1, B, O], action [H, B, A], reward [H, B, 1], task [B], and the teacher's rewards [B, 1]
-                for the first step of each slice to distil from; this process's share of it, if there are several.
+            batch: obs [H+1, B, O], action [H, B, A], reward [H, B, 1], task [B], and what a teacher says of them for
+                the objectives; this process's part of it, if there are several.
             noise: of the whole batch; drawn from the learner's own generator when not given.
 
         Returns:
@@ -128,25 +139,21 @@ class Learner:
         return self._captured(batch)
 
     def _update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
-        model, w = self.model, self.weights
-        horizon, size = batch.action.shape[0], batch.action.shape[1] * self.peers.size
+        model, w = self.model, self.terms.weights
+        horizon, size = batch.action.shape[0], batch.action.shape[1] * self.ranks.size
         if noise is None:
             noise = UpdateNoise.draw(model.dims, horizon, size, self.noise)
-        if self.peers.size > 1:
-            noise = noise.share(self.peers.share(size))
-        model.limit_task_embedding(self.peers.gather(batch.task))
-        task = batch.task if model.dims.num_tasks else None
-        discount = self.discounts[batch.task].unsqueeze(-1)
+        if self.ranks.size > 1:
+            noise = noise.of_slices(self.ranks.part(size))
+        model.limit_task_embedding(self.ranks.gather(batch.task))
 
         with self.execution.arithmetic(self.discounts.device):
-            losses = self._world_losses(
-                model, batch.obs, batch.action, batch.reward, task, discount, w, noise, batch.teacher_reward
-            )
+            losses = self._world_losses(model, batch, self.discounts, self.terms, noise)
         grad_norm = self._step(self.world_optimiser, self._world_params, losses.total)
 
         with self.execution.arithmetic(self.discounts.device):
-            terms = self._policy_terms(model, losses.latents, task, w.rho, noise)
-        self.scale.update(self.peers.gather(terms.first_q))
+            terms = self._policy_terms(model, losses.latents, task_of(model, batch), w.rho, noise)
+        self.scale.update(self.ranks.gather(terms.first_q))
         policy_loss = terms.loss(self.scale.value, w.entropy_coef)
         pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, policy_loss)
         self._move_target(self._target_params, self._q_params, None)
@@ -160,10 +167,9 @@ class Learner:
             "pi_loss": policy_loss,
             "pi_entropy": terms.entropy,
         }
-        if batch.teacher_reward is not None:
-            metrics["distillation_loss"] = losses.distillation
+        metrics |= {f"{name}_loss": loss for name, loss in losses.distillation.items()}
         metrics = {name: value.detach() for name, value in metrics.items()}
-        self.peers.average_(list(metrics.values()))
+        self.ranks.average_(list(metrics.values()))
         return metrics | {
             "grad_norm": grad_norm,
             "pi_grad_norm": pi_grad_norm,
@@ -177,7 +183,7 @@ class Learner:
         """One clipped step of these parameters alone; returns the gradient norm before clipping."""
         # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
         gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, params)]
-        self.peers.average_(gradients)
+        self.ranks.average_(gradients)
         for param, gradient in zip(params, gradients, strict=True):
             param.grad = gradient
         norm = nn.utils.clip_grad_norm_(params, self.settings.grad_clip_norm)

@@ -87,7 +87,7 @@ def test_labels_are_the_live_teacher_s_rewards(tmp_path: Path, precision: str, d
     for step in range(3):
         batch = sampler.batch(step)
         assert batch.teacher_reward is not None and batch.teacher_reward.shape == (32, 1)
-        live = teacher.teach(batch.to(device)).teacher_reward
+        live = teacher.with_teacher_rewards(batch.to(device)).teacher_reward
         assert live is not None and live.dtype == torch.float32
         tolerance = 1e-5 if precision == "float32" else 5e-2
         torch.testing.assert_close(batch.teacher_reward, live.cpu(), rtol=tolerance, atol=tolerance)
@@ -96,7 +96,7 @@ def test_labels_are_the_live_teacher_s_rewards(tmp_path: Path, precision: str, d
 def test_bfloat16_is_close_and_another_precision_of_the_same_teacher() -> None:
     batch = SliceSampler(EpisodeStore.open(store_path()), DUO, 64, 3, 1).batch(0)
     full, half = teacher_for(), teacher_for(DUO, "teacher.precision=bfloat16")
-    a, b = full.teach(batch).teacher_reward, half.teach(batch).teacher_reward
+    a, b = full.with_teacher_rewards(batch).teacher_reward, half.with_teacher_rewards(batch).teacher_reward
     assert a is not None and b is not None and b.dtype == torch.float32
     assert 0 < float((a - b).norm() / a.norm()) < 0.05
     assert full.checksum == half.checksum and full.precision != half.precision

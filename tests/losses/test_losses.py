@@ -34,6 +34,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.distillation import TEACHER_PARTS, RewardTeacher
 from tdmpc2.errors import UserError
 from tdmpc2.losses import (
+    LossTerms,
     LossWeights,
     RunningScale,
     UpdateNoise,
@@ -44,6 +45,7 @@ from tdmpc2.losses import (
     world_model_losses,
 )
 from tdmpc2.model import WorldModel
+from tdmpc2.objectives import RewardDistillation
 from tdmpc2.training.learner import Learner, OptimiserSettings
 
 
@@ -55,11 +57,9 @@ def learner_of(model: WorldModel, weights: LossWeights | None = None, seed: int 
 def small_losses(
     model: WorldModel, batch: Batch, noise: UpdateNoise, d_coef: float, taught: Tensor | None
 ) -> WorldModelLosses:
-    discount = gammas(str(batch.task.device))[batch.task].unsqueeze(-1)
-    weights = LossWeights(d_coef=d_coef)
-    return world_model_losses(
-        model, batch.obs, batch.action, batch.reward, batch.task, discount, weights, noise, taught
-    )
+    terms = LossTerms(LossWeights(d_coef=d_coef), (RewardDistillation(d_coef),))
+    given = replace(batch, teacher_reward=taught)
+    return world_model_losses(model, given, gammas(str(batch.task.device)), terms, noise)
 
 
 # -- running scale -------------------------------------------------------------------------------------------------
@@ -100,11 +100,11 @@ def test_losses_equal_the_independent_implementation(device: str) -> None:
     model, batch, noise = small_model(device), golden_batch(figures, device), golden_update_noise(figures, device)
     next_z = model.encode(batch.obs[1:], batch.task)
     assert_close(next_z, g["next_z"])
-    discount = gammas(device)[batch.task].unsqueeze(-1)
-    assert_close(td_targets(model, next_z, batch.reward, batch.task, discount, noise), g["td_target"])
+    assert_close(td_targets(model, next_z, batch, gammas(device), noise), g["td_target"])
     losses = small_losses(model, batch, noise, make_golden.D_COEF, g["teacher_reward"])
-    for name in ("consistency", "reward", "value", "original", "distillation", "total", "latents"):
+    for name in ("consistency", "reward", "value", "original", "total", "latents"):
         assert_close(getattr(losses, name), g[name], name=name)
+    assert_close(losses.distillation["distillation"], g["distillation"])
     scale, policy = RunningScale(0.01, device), policy_terms(model, losses.latents, batch.task, 0.5, noise)
     scale.update(policy.first_q)
     assert_close(policy.loss(scale.value, 1e-4), g["pi_loss"])
@@ -204,13 +204,11 @@ def test_update_of_the_released_student_equals_the_reference(
     with torch.no_grad():
         z = model.encode(batch.obs[0], batch.task)
         assert_close(model.decode(model.reward(z, batch.action[0], batch.task)), g["student_reward"])
-        discount = discounts[batch.task].unsqueeze(-1)
         next_z = model.encode(batch.obs[1:], batch.task)
-        targets = td_targets(model, next_z, batch.reward, batch.task, discount, noise)
+        targets = td_targets(model, next_z, batch, discounts, noise)
         assert_close(targets, g["td_target"])
-    losses = world_model_losses(
-        model, batch.obs, batch.action, batch.reward, batch.task, discount, weights, noise, taught
-    )
+    terms = LossTerms(weights, (RewardDistillation(d_coef),))
+    losses = world_model_losses(model, replace(batch, teacher_reward=taught), discounts, terms, noise)
     losses.total.backward()
     for name, part in PARTS.items():
         norm = torch.stack([p.grad.norm() for p in getattr(model, part).parameters() if p.grad is not None]).norm()
@@ -366,8 +364,8 @@ def test_dropout_reaches_q_losses_and_nothing_else() -> None:
     assert torch.equal(plain.reward, dropped.reward)
     plain_q, dropped_q = (policy_terms(model, plain.latents, batch.task, 0.5, n).value for n in (noise, dropping))
     assert not torch.equal(plain_q, dropped_q)
-    next_z, discount = model.encode(batch.obs[1:], batch.task), gammas()[batch.task].unsqueeze(-1)
-    targets = [td_targets(model, next_z, batch.reward, batch.task, discount, n) for n in (noise, dropping)]
+    next_z = model.encode(batch.obs[1:], batch.task)
+    targets = [td_targets(model, next_z, batch, gammas(), n) for n in (noise, dropping)]
     assert torch.equal(*targets)
     assert not targets[0].requires_grad
 

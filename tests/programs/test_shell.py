@@ -52,7 +52,14 @@ def started(*arguments: str, cwd: Path, before: Callable[[], object] | None = No
     command = [sys.executable, str(ROOT / "tdmpc2" / "train.py"), *arguments]
     changes = how.pop("env", {})
     assert isinstance(changes, dict)
-    return subprocess.Popen(command, cwd=cwd, env=environment(OMP_NUM_THREADS="1", **changes), preexec_fn=before, **how)  # type: ignore[call-overload]
+
+    def begin() -> None:
+        for number in (signal.SIGHUP, signal.SIGINT):  # whatever ignores them where the tests run
+            signal.signal(number, signal.SIG_DFL)
+        if before is not None:
+            before()
+
+    return subprocess.Popen(command, cwd=cwd, env=environment(OMP_NUM_THREADS="1", **changes), preexec_fn=begin, **how)  # type: ignore[call-overload]
 
 
 def assert_trained(folder: Path, steps: int) -> None:

@@ -31,7 +31,7 @@ from tdmpc2.model.layers import Int8Layer, Layer, quantise_rows
 from tdmpc2.planner import Planner
 from tdmpc2.quantisation import SCHEMES, quantise
 from tdmpc2.quantisation.codecs import SCALE, ChannelInt8
-from tdmpc2.training.trainer import new_student
+from tdmpc2.training.student import new_student
 
 
 def store(path: Path, stored: str, **changes: Any) -> dict[str, Tensor]:

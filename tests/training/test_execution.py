@@ -22,7 +22,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import capabilities
-from tdmpc2.training import Execution, Learner, OptimiserSettings, Peers
+from tdmpc2.training import Execution, Learner, OptimiserSettings, Ranks
 from tdmpc2.training import execution as execution_module
 
 # Distillation's MSE of two decoded rewards is the most sensitive of the losses to rounding.
@@ -177,7 +177,7 @@ def test_choices_that_cannot_be() -> None:
     with pytest.raises(UserError, match="precision=float16 is unknown for training; choose float32 or bfloat16"):
         Execution(precision="float16")
     with pytest.raises(UserError, match="batch_size 5 cannot be shared out evenly over 2 processes"):
-        Peers(1, 2).share(5)
+        Ranks(1, 2).part(5)
 
 
 # -- several processes -----------------------------------------------------------------------------------------------

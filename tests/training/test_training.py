@@ -38,9 +38,9 @@ from tdmpc2.errors import CheckpointError, DataError, UserError
 from tdmpc2.reporting.sinks import read_metrics
 from tdmpc2.settings.convert import teacher_of
 from tdmpc2.tasks import task_set
-from tdmpc2.training import train, trainer
+from tdmpc2.training import outputs, train
 from tdmpc2.training.state import StateFolder, TrainingState
-from tdmpc2.training.trainer import new_student
+from tdmpc2.training.student import new_student
 
 RELEASED = sorted((SHARED / "checkpoints").glob("*.pt"))
 
@@ -422,14 +422,14 @@ def test_a_signal_during_an_evaluation_stops_it_and_resume_makes_up_for_it(
 ) -> None:
     keys = ("steps=4", "log_freq=2", "eval_freq=2", "save_freq=2", "eval_episodes=1")
     tiny_run(tmp_path / "whole", *keys)
-    real = trainer.evaluate
+    real = outputs.evaluate
 
     def evaluate_signalled(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", evaluate_signalled)
+        patch.setattr(outputs, "evaluate", evaluate_signalled)
         result = tiny_run(tmp_path / "run", *keys)
     assert result.interrupted and result.step == 2 and "continue with resume=true" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints" / "step_00000002.safetensors").exists()

@@ -1,7 +1,7 @@
-"""Several processes that train one model together, started by torchrun: each updates on its share of every batch.
+"""Several processes that train one model together, started by torchrun: each updates on its part of every batch.
 
 What one process computes from the whole batch (mean gradients, the running scale's percentiles, metrics) is put
-together from the shares, so that the update stays that of the whole batch on one process, but for rounding.
+together from the parts, so that the update stays that of the whole batch on one process, but for rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMEOUT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
-class Peers:
+class Ranks:
     """This process's place among those of the run; the default is a run of one."""
 
     rank: int = 0
@@ -34,7 +34,7 @@ class Peers:
         """Whether this process writes, logs and evaluates."""
         return self.rank == 0
 
-    def share(self, batch_size: int) -> slice:
+    def part(self, batch_size: int) -> slice:
         """This process's slices of a batch.
 
         Raises:
@@ -42,8 +42,8 @@ class Peers:
         """
         if batch_size % self.size:
             raise UserError(f"batch_size {batch_size} cannot be shared out evenly over {self.size} processes.")
-        part = batch_size // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
+        count = batch_size // self.size
+        return slice(self.rank * count, (self.rank + 1) * count)
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors by their mean over all processes, in one exchange."""
@@ -90,15 +90,15 @@ def local_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Peers]:
-    """The peers that torchrun started, over NCCL on GPUs and gloo elsewhere; a run of one without torchrun."""
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The ranks that torchrun started, over NCCL on GPUs and gloo elsewhere; a run of one without torchrun."""
     if not launched():
-        yield Peers()
+        yield Ranks()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
-        yield Peers(dist.get_rank(), dist.get_world_size())
+        yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

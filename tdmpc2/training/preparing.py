@@ -1,0 +1,150 @@
+"""What a run needs, read and checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tdmpc2.data.labels import LabelColumn
+from tdmpc2.data.sampler import Prefetcher, SliceSampler
+from tdmpc2.data.source import BatchSource
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.distillation import RewardTeacher
+from tdmpc2.errors import UserError
+from tdmpc2.memory import check_memory
+from tdmpc2.model import model_bytes, update_bytes
+from tdmpc2.training.finite import FiniteWatch
+from tdmpc2.training.identity import check_identity, content_identity, recorded_store, resumed_start, start_identity
+from tdmpc2.training.interrupt import Interrupt
+from tdmpc2.training.learner import Learner
+from tdmpc2.training.ranks import Ranks
+from tdmpc2.training.resuming import found_state
+from tdmpc2.training.settings import TrainSettings
+from tdmpc2.training.state import StateFolder, TrainingState
+from tdmpc2.training.student import new_student
+
+_VOTE_FREQ = 10
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can begin.
+
+    Attributes:
+        settings: what it was told.
+        ranks: the processes that train it together.
+        teacher: frozen, or None.
+        learner: as new, or as the state left it.
+        open_batches: makes the source of batches from `start` on.
+        states: where its state is kept.
+        identity: what it may not change when it resumes.
+        state: what it goes on from; None for a new run.
+        watch: finds the first update whose numbers are not finite.
+    """
+
+    settings: TrainSettings
+    ranks: Ranks
+    teacher: RewardTeacher | None
+    learner: Learner
+    open_batches: Callable[[], BatchSource]
+    states: StateFolder
+    identity: dict[str, Any]
+    state: TrainingState | None
+    watch: FiniteWatch
+
+    @property
+    def start(self) -> int:
+        """Updates done already."""
+        return 0 if self.state is None else self.state.step
+
+    @property
+    def pending(self) -> bool:
+        """Whether what is due after the last update was not done when the state was written."""
+        return self.state is not None and self.state.pending
+
+    def asked_to_stop(self, step: int, interrupt: Interrupt) -> bool:
+        """Whether a signal came. Several processes must stop at the same step, and asking waits for the device."""
+        if self.ranks.size > 1 and step % _VOTE_FREQ:
+            return False
+        return self.ranks.any(interrupt.signal is not None, self.settings.device)
+
+
+def prepare(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks) -> PreparedRun:
+    """Reads and checks the state, the data, the labels and the student.
+
+    Raises:
+        UserError: for a folder that holds another run, data or labels that do not fit, or too little memory.
+        CheckpointError: for a state or a first checkpoint that cannot be read or does not fit.
+    """
+    states = StateFolder(settings.run_dir)
+    state = found_state(settings, states)
+    if teacher is not None:
+        teacher.check_frozen()
+    ranks.part(settings.batch_size)
+    _check_memory(settings, ranks)
+
+    store = EpisodeStore.open(settings.data_dir)
+    if state is not None:
+        store = recorded_store(store, state.identity)
+    labels = None if settings.labels is None else LabelColumn.open(settings.labels, store, settings.task_set.tasks)
+    sampler = SliceSampler(
+        store,
+        settings.task_set,
+        settings.batch_size,
+        settings.horizon,
+        settings.seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        labels=labels,
+    )
+
+    content = content_identity(store, teacher, labels)
+    if state is None:
+        student = new_student(settings)
+        identity = settings.identity() | start_identity(settings.checkpoint) | content
+    else:
+        identity = settings.identity() | resumed_start(state.identity, settings.checkpoint) | content
+        check_identity(states.folder, state.identity, identity)
+        if state.step > settings.steps:
+            raise UserError(f"{settings.run_dir} is at step {state.step:,} already, beyond steps={settings.steps:,}.")
+        # A resumed student's weights are in the state; the file it once started from need not be there any more.
+        student = new_student(replace(settings, checkpoint=None))
+
+    discounts = torch.from_numpy(settings.task_set.discounts())
+    learner = Learner(
+        student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, ranks
+    )
+    if state is not None:
+        states.restore(learner, state)
+    start = 0 if state is None else state.step
+    return PreparedRun(
+        settings=settings,
+        ranks=ranks,
+        teacher=teacher,
+        learner=learner,
+        open_batches=lambda: Prefetcher(sampler, settings.device, start),
+        states=states,
+        identity=identity,
+        state=state,
+        watch=FiniteWatch(sampler, settings.device),
+    )
+
+
+def _check_memory(settings: TrainSettings, ranks: Ranks) -> None:
+    """Raises a `UserError` where the model, or an update of it on a CPU, cannot fit into this machine's memory."""
+    d = settings.dims
+    widths = f"enc_dim={d.enc_dim}, mlp_dim={d.mlp_dim}, latent_dim={d.latent_dim}, num_q={d.num_q}"
+    on_cpu = settings.device.type == "cpu"
+    check_memory(
+        f"a model of {widths}", model_bytes(d, training=on_cpu), "choose a smaller model_size, or lower these keys"
+    )
+    if on_cpu:
+        size = settings.batch_size // ranks.size
+        check_memory(
+            f"an update of batch_size={settings.batch_size}, horizon={settings.horizon}",
+            update_bytes(d, size, settings.horizon),
+            "lower batch_size",
+        )
