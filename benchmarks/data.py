@@ -1,4 +1,4 @@
-"""The data room measured: import, memory, opening, verifying, batches from memory and from the disk, and alternatives.
+"""The data package measured: import, memory, opening, verifying, batches from memory and the disk, alternatives.
 
 python benchmarks/data.py import --published chunk_0.pt           # a file in the published format, see below
 python benchmarks/data.py open verify warm cold --store data/mt30

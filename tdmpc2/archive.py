@@ -3,7 +3,7 @@
 Such a file is a zip archive: `data.pkl` is a pickle that describes the content, `data/N` are the tensors' bytes. Its
 members are laid against the file before anything of them is used, and the pickle's instructions are read one by one:
 only those that make plain containers, numbers, texts and calls are known. A name in it is never looked up; what it
-stands for, and what a storage is, comes from the `Maker` of the room that reads (`checkpointing`, `data`). How many
+stands for, and what a storage is, comes from the `Maker` of the package that reads (`checkpointing`, `data`). How many
 instructions, how deep a nesting and how long a text there may be is bounded, so that a small file is little work.
 """
 

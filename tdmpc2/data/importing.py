@@ -114,9 +114,9 @@ def summary(store: EpisodeStore) -> str:
     ids, returns = store.task_ids, store.returns()
     lines = [f"{'task':<24} {'episodes':>9} {'transitions':>12} {'mean return':>12} {'best':>7}"]
     for task, name in enumerate(store.tasks):
-        own = returns[ids == task]
-        scores = f"{own.mean():>12.1f} {own.max():>7.1f}" if len(own) else f"{'-':>12} {'-':>7}"
-        lines.append(f"{printable(name):<24} {len(own):>9,} {len(own) * store.episode_steps:>12,} {scores}")
+        of_task = returns[ids == task]
+        scores = f"{of_task.mean():>12.1f} {of_task.max():>7.1f}" if len(of_task) else f"{'-':>12} {'-':>7}"
+        lines.append(f"{printable(name):<24} {len(of_task):>9,} {len(of_task) * store.episode_steps:>12,} {scores}")
     lines.append(f"{'all':<24} {len(store):>9,} {store.num_transitions:>12,}")
     lines.append(
         f"{store.path}: obs {store.obs_dim}, action {store.action_dim}, {store.episode_steps} steps an episode, "

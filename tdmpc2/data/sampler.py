@@ -101,8 +101,8 @@ class SliceSampler:
         self.horizon = horizon
         self.seed = seed
         self.labels = labels
-        share = batch_size // world_size
-        self._share = slice(rank * share, (rank + 1) * share)
+        count = batch_size // world_size
+        self._slices = slice(rank * count, (rank + 1) * count)
         self._episodes, self._task_ids = _match(store, task_set)
         self._starts = store.episode_steps - horizon
         self._batches_to_announce = _ANNOUNCE
@@ -111,7 +111,7 @@ class SliceSampler:
         drawn = store.task_ids[self._episodes]
         self._run = min(length * int(store.header.widths[np.unique(drawn)].max()), store.rows.size)
         self._runs = np.lib.stride_tricks.sliding_window_view(store.rows, self._run)
-        self._check_memory(share, length)
+        self._check_memory(count, length)
         self._template = _slice_template(store, task_set, length, padding=self._run)
 
     def _check_memory(self, slices: int, length: int) -> None:
@@ -141,8 +141,8 @@ class SliceSampler:
         return f"episodes {', '.join(map(str, sorted(set(self.indices(step)[0].tolist()))))}"
 
     def batch(self, step: int) -> Batch:
-        """The batch of update step `step`, or this process's share of it, on the CPU."""
-        drawn, starts = (part[self._share] for part in self._draw(step))
+        """The batch of update step `step`, or this process's part of it, on the CPU."""
+        drawn, starts = (part[self._slices] for part in self._draw(step))
         return self.slices(self._episodes[drawn], starts)
 
     def slices(self, episodes: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Batch:
@@ -154,9 +154,9 @@ class SliceSampler:
             # The action that led from obs_0 lies in the row after it, and so does the teacher's reward for it.
             taught = torch.from_numpy(self.labels.at(episodes, starts + 1)[:, None])
         return Batch(
-            obs=_own(rows[:, :, :obs_dim]),
-            action=_own(rows[1:, :, obs_dim:-1]),
-            reward=_own(rows[1:, :, -1:]),
+            obs=_tensor(rows[:, :, :obs_dim]),
+            action=_tensor(rows[1:, :, obs_dim:-1]),
+            reward=_tensor(rows[1:, :, -1:]),
             task=torch.from_numpy(self._task_ids[self.store.task_ids[episodes]]),
             teacher_reward=taught,
         )
@@ -309,8 +309,8 @@ def _slice_template(store: EpisodeStore, task_set: TaskSet, length: int, padding
     for k, name in enumerate(store.tasks):
         if name not in task_set.tasks:
             continue
-        own = task_set.index(name)
-        o, a = task_set.obs_dims[own], task_set.action_dims[own]
+        index = task_set.index(name)
+        o, a = task_set.obs_dims[index], task_set.action_dims[index]
         stored, width = store.header.obs_dims[k], int(store.header.widths[k])
         within = np.concatenate([np.arange(o), stored + np.arange(a), [width - 1]])
         at = np.concatenate([np.arange(o), obs_dim + np.arange(a), [columns - 1]])
@@ -373,6 +373,6 @@ def _below(raw: npt.NDArray[np.uint64], limit: int) -> npt.NDArray[np.int64]:
     return ((high * n + ((low * n) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
 
 
-def _own(values: npt.NDArray[np.float32]) -> torch.Tensor:
+def _tensor(values: npt.NDArray[np.float32]) -> torch.Tensor:
     """A contiguous tensor."""
     return torch.from_numpy(np.ascontiguousarray(values))

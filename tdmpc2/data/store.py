@@ -448,14 +448,14 @@ class EpisodeStore:
             raise DataError(f"{self.path}: this is the store as it was with {len(self)} episodes; open it to add more.")
         return StoreWriter(self, source, dict(details or {}), first_episode, after)
 
-    def check_space(self, episodes: int, task_shares: npt.NDArray[np.float64] | None = None) -> None:
+    def check_space(self, episodes: int, frequencies: npt.NDArray[np.float64] | None = None) -> None:
         """Raises a `DataError` when the disk cannot hold that many more episodes.
 
-        Without `task_shares` (float [tasks], adding up to 1), all tasks are taken to be equally frequent.
+        Without `frequencies` (float [tasks], adding up to 1), all tasks are taken to be equally frequent.
         """
-        shares = np.full(len(self.tasks), 1 / len(self.tasks)) if task_shares is None else task_shares
+        of_tasks = np.full(len(self.tasks), 1 / len(self.tasks)) if frequencies is None else frequencies
         sizes = [self.header.episode_bytes(task) for task in range(len(self.tasks))]
-        needed = int(episodes * float(shares @ np.asarray(sizes)))
+        needed = int(episodes * float(of_tasks @ np.asarray(sizes)))
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise DataError(

@@ -224,13 +224,13 @@ class EnvPool:
         return index
 
     def _send(self, kind: str, slots: list[int], work: dict[int, Any]) -> _Request:
-        shares: dict[int, list[Any]] = {}
+        by_worker: dict[int, list[Any]] = {}
         for slot in slots:
-            shares.setdefault(slot % len(self._workers), []).append(work[slot])
+            by_worker.setdefault(slot % len(self._workers), []).append(work[slot])
         tickets = []
-        for worker, share in shares.items():
+        for worker, items in by_worker.items():
             try:
-                tickets.append((worker, self._workers[worker].send(kind, share)))
+                tickets.append((worker, self._workers[worker].send(kind, items)))
             except OSError:
                 self._fail(worker, None)
         self._in_flight[slots] = True
@@ -265,7 +265,7 @@ class EnvPool:
 
 @dataclass(frozen=True)
 class _Request:
-    """Slots of a request and, for each worker that has a share in it, the number of its answer."""
+    """Slots of a request and, for each worker that takes part in it, the number of its answer."""
 
     slots: list[int]
     tickets: list[tuple[int, int]]

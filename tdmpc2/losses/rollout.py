@@ -1,4 +1,4 @@
-"""What the losses share: the weights of a rollout's steps, and which heads of Q are asked."""
+"""What the losses have in common: the weights of a rollout's steps, and which heads of Q are asked."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ class RunningScale:
     def update(self, q: Tensor) -> None:
         """Takes in one batch of values, any shape."""
         ordered = q.flatten().float().sort().values
-        low, high = (_percentile(ordered, share) for share in (0.05, 0.95))
+        low, high = (_percentile(ordered, quantile) for quantile in (0.05, 0.95))
         self.value.lerp_((high - low).clamp(min=1.0), self.tau)
 
 
-def _percentile(ordered: Tensor, share: float) -> Tensor:
+def _percentile(ordered: Tensor, quantile: float) -> Tensor:
     """Linear interpolation between the two nearest ranks of sorted values [n]."""
-    position = share * (ordered.numel() - 1)
+    position = quantile * (ordered.numel() - 1)
     below = int(position)
     above = min(below + 1, ordered.numel() - 1)
     return torch.lerp(ordered[below], ordered[above], position - below)

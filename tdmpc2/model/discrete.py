@@ -22,7 +22,7 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def _bin_position(x: Tensor, vmin: float, vmax: float, num_bins: int) -> tuple[Tensor, Tensor]:
-    """Lower bin index (int64) and the share of the bin above it, both shaped like x."""
+    """Lower bin index (int64) and the weight of the bin above it, both shaped like x."""
     position = (symlog(x).clamp(vmin, vmax) - vmin) * ((num_bins - 1) / (vmax - vmin))
     # Clamped as whole numbers: NaN must give a NaN loss, not an index out of range, which ends a CUDA process.
     lower = position.floor().long().clamp(0, num_bins - 2)
@@ -31,9 +31,9 @@ def _bin_position(x: Tensor, vmin: float, vmax: float, num_bins: int) -> tuple[T
 
 def two_hot(x: Tensor, vmin: float, vmax: float, num_bins: int) -> Tensor:
     """Two-hot encoding of scalars x [..., 1] -> [..., num_bins]; each row sums to 1."""
-    lower, share = _bin_position(x, vmin, vmax, num_bins)
+    lower, above = _bin_position(x, vmin, vmax, num_bins)
     out = x.new_zeros((*x.shape[:-1], num_bins))
-    return out.scatter(-1, lower, 1 - share).scatter(-1, lower + 1, share)
+    return out.scatter(-1, lower, 1 - above).scatter(-1, lower + 1, above)
 
 
 def two_hot_inverse(logits: Tensor, vmin: float, vmax: float) -> Tensor:
@@ -45,7 +45,7 @@ def two_hot_inverse(logits: Tensor, vmin: float, vmax: float) -> Tensor:
 
 def two_hot_cross_entropy(logits: Tensor, target: Tensor, vmin: float, vmax: float) -> Tensor:
     """Cross entropy [..., 1] of logits [..., num_bins] against scalars [..., 1], whose leading axes broadcast."""
-    lower, share = _bin_position(target, vmin, vmax, logits.shape[-1])
+    lower, above = _bin_position(target, vmin, vmax, logits.shape[-1])
     lower = lower.expand(*logits.shape[:-1], 1)
     log_p = F.log_softmax(logits, dim=-1)
-    return -((1 - share) * log_p.gather(-1, lower) + share * log_p.gather(-1, lower + 1))
+    return -((1 - above) * log_p.gather(-1, lower) + above * log_p.gather(-1, lower + 1))

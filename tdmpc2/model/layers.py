@@ -33,13 +33,13 @@ def mish(x: Tensor) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _CpuMish.apply(x)
         return out
-    return torch.addcmul(x, x, _mish_share(x), value=-1.0)
+    return torch.addcmul(x, x, _mish_remainder(x), value=-1.0)
 
 
-def _mish_share(x: Tensor) -> Tensor:
+def _mish_remainder(x: Tensor) -> Tensor:
     """d = 1 / (1 + e + e^2 / 2) with e = exp(x): mish(x) = x - x d. Beyond 20 it is below float32's resolution."""
-    share = x.clamp(max=20.0).exp_()
-    return share.addcmul_(share, share, value=0.5).add_(1.0).reciprocal_()
+    remainder = x.clamp(max=20.0).exp_()
+    return remainder.addcmul_(remainder, remainder, value=0.5).add_(1.0).reciprocal_()
 
 
 class _CpuMish(torch.autograd.Function):
@@ -47,17 +47,17 @@ class _CpuMish(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        share = _mish_share(x)
-        ctx.save_for_backward(x, share)
-        return torch.addcmul(x, x, share, value=-1.0)
+        remainder = _mish_remainder(x)
+        ctx.save_for_backward(x, remainder)
+        return torch.addcmul(x, x, remainder, value=-1.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        x, share = ctx.saved_tensors
+        x, remainder = ctx.saved_tensors
         # mish'(x) = 1 - d + x d^2 (e + e^2)
         slope = x.clamp(max=20.0).exp_()
-        slope.addcmul_(slope, slope).mul_(share).mul_(share).mul_(x)
-        return slope.sub_(share).add_(1.0).mul_(grads[0])
+        slope.addcmul_(slope, slope).mul_(remainder).mul_(remainder).mul_(x)
+        return slope.sub_(remainder).add_(1.0).mul_(grads[0])
 
 
 class Layer(nn.Module):

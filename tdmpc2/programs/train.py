@@ -1,7 +1,7 @@
 """Trains or distils a student.
 
 python tdmpc2/train.py task=mt30 model_size=1 teacher=317M teacher.checkpoint=mt30-317M.pt d_coef=0.4
-torchrun --nproc_per_node=2 tdmpc2/train.py … shares every batch out over two GPUs (or, without any, two CPU processes)
+torchrun --nproc_per_node=2 tdmpc2/train.py … splits every batch over two GPUs (or, without any, two CPU processes)
 """
 
 from __future__ import annotations

@@ -54,13 +54,13 @@ class Progress:
 
     def line(self, elapsed: float) -> str:
         """The text after `elapsed` seconds."""
-        share = self.done / self.total if self.total else 1.0
+        fraction = self.done / self.total if self.total else 1.0
         rate = self.done / elapsed if elapsed > 0 else 0.0
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         shown_rate = rate / self.scale
         text = (
             f"{self.label}: {self.done / self.scale:,.0f}/{self.total / self.scale:,.0f} {self.unit}  "
-            f"{100 * share:.0f}%  {shown_rate:.{0 if shown_rate >= 100 else 1}f}/s  "
+            f"{100 * fraction:.0f}%  {shown_rate:.{0 if shown_rate >= 100 else 1}f}/s  "
         )
         text += f"took {duration(elapsed)}" if self.done >= self.total else f"left {duration(left)}"
         return f"{text}  {self._note}" if self._note else text

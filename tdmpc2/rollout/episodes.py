@@ -131,11 +131,11 @@ def run_episodes(
         return slots, action
 
     begin(list(range(pool.num_envs)))
-    shares = [share.tolist() for share in np.array_split(np.arange(pool.num_envs), groups)]
-    turns = [[slot for slot in share if slot in running] for share in shares]
-    under_way = deque((share, *decide(turn)) for share, turn in zip(shares, turns, strict=True) if turn)
+    slot_groups = [group.tolist() for group in np.array_split(np.arange(pool.num_envs), groups)]
+    turns = [[slot for slot in group if slot in running] for group in slot_groups]
+    under_way = deque((group, *decide(turn)) for group, turn in zip(slot_groups, turns, strict=True) if turn)
     while under_way:
-        share, slots, action = under_way.popleft()
+        group, slots, action = under_way.popleft()
         obs, reward, done = pool.step_wait()
         for row, slot in enumerate(slots):
             running[slot].add(obs[row], action[row], reward[row])
@@ -146,5 +146,5 @@ def run_episodes(
         for slot in ended:
             yield running.pop(slot).finish()
         begin(ended)
-        if turn := [slot for slot in share if slot in running]:
-            under_way.append((share, *decide(turn)))
+        if turn := [slot for slot in group if slot in running]:
+            under_way.append((group, *decide(turn)))

@@ -1,4 +1,4 @@
-"""What the tests of the data room share: episodes that tell where they come from, and files of them."""
+"""What the tests of the data package have in common: episodes that tell where they come from, and files of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the model's rooms share: a tiny model with golden figures, and comparison by relative norm."""
+"""What the tests of model, planner and losses have in common: a tiny model with golden figures, relative errors."""
 
 from __future__ import annotations
 
