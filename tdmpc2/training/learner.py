@@ -13,10 +13,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
+from tdmpc2.execution import CapturedFunction, Execution
 from tdmpc2.losses import LossWeights, RunningScale, UpdateNoise, policy_terms, world_model_losses
 from tdmpc2.model import WorldModel
 from tdmpc2.ranges import MOST_FLOAT, check_range, check_share
-from tdmpc2.training.execution import CapturedStep, Execution
+from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.peers import Peers
 
 P = ParamSpec("P")
@@ -76,7 +77,7 @@ class Learner:
         self.model = model.eval()
         self.weights = weights
         self.settings = optimiser
-        self.execution = (execution or Execution()).possible(device)
+        self.execution = (execution or Execution()).supported_on(device, UPDATES)
         self.peers = peers or Peers()
         if self.execution.cudagraphs and self.peers.size > 1:
             raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
@@ -105,7 +106,7 @@ class Learner:
         self._move_target = get_ema_multi_avg_fn(1 - optimiser.tau)
         self._world_losses = self._compiled(world_model_losses)
         self._policy_terms = self._compiled(policy_terms)
-        self._captured: CapturedStep | None = None
+        self._captured: CapturedFunction | None = None
 
     def update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         """Takes one step and returns its scalars as tensors on the device: nothing here waits for it.
@@ -124,8 +125,14 @@ class Learner:
         if not self.execution.cudagraphs or noise is not None:
             return self._update(batch, noise)
         if self._captured is None:
-            self._captured = CapturedStep(self._update, self.noise)
-        return self._captured(batch)
+            self._captured = CapturedFunction(
+                lambda *tensors: self._update(Batch(*tensors)),
+                self.discounts.device,
+                generators=[self.noise],
+                repeatable=False,  # the runs before the capture are updates
+                copy_outputs=False,
+            )
+        return self._captured(*batch.tensors())
 
     def _update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         model, w = self.model, self.weights
