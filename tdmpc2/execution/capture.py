@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-Outputs = dict[str, Tensor]
-Function = Callable[..., Outputs]
+Named = dict[str, Tensor]
 
 
 class CapturedFunction:
@@ -19,9 +18,9 @@ class CapturedFunction:
     otherwise the first calls are those runs. Inputs of other forms than the captured ones are computed without it.
 
     Args:
-        function: tensors to named tensors. It must not wait for the device; all that it reads or changes besides its
-            inputs must stay at its place in memory for as long as this object lives, and is kept alive by what
-            `function` refers to.
+        function: named tensors to named tensors. It must not wait for the device; all that it reads or changes
+            besides its inputs must stay at its place in memory for as long as this object lives, and is kept alive by
+            what `function` refers to.
         device: where it runs.
         generators: random numbers that it draws, besides those of torch's default generator.
         repeatable: it changes nothing, and draws nothing: running it once more does no harm.
@@ -32,7 +31,7 @@ class CapturedFunction:
 
     def __init__(
         self,
-        function: Function,
+        function: Callable[..., Named],
         device: torch.device,
         *,
         generators: Sequence[torch.Generator] = (),
@@ -46,30 +45,31 @@ class CapturedFunction:
         self._stream = torch.cuda.Stream(device)
         self._runs = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []
-        self._outputs: Outputs = {}
+        self._inputs: Named = {}
+        self._outputs: Named = {}
 
-    def __call__(self, *inputs: Tensor) -> Outputs:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Named:
+        """What `function(**inputs)` returns."""
         if self._graph is None and (self._repeatable or self._runs == self._WARM_UP):
             self._capture(inputs)
         if self._graph is None or _forms(inputs) != _forms(self._inputs):
             self._runs += 1
             return self._run_on_stream(inputs)
-        for buffer, given in zip(self._inputs, inputs, strict=True):
-            buffer.copy_(given, non_blocking=True)
+        for name, buffer in self._inputs.items():
+            buffer.copy_(inputs[name], non_blocking=True)
         self._graph.replay()
         return {name: out.clone() for name, out in self._outputs.items()} if self._copy_outputs else self._outputs
 
-    def _run_on_stream(self, inputs: Sequence[Tensor]) -> Outputs:
+    def _run_on_stream(self, inputs: Mapping[str, Tensor]) -> Named:
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            outputs = self._function(*inputs)
+            outputs = self._function(**inputs)
         current.wait_stream(self._stream)
         return outputs
 
-    def _capture(self, inputs: Sequence[Tensor]) -> None:
-        self._inputs = [given.clone() for given in inputs]
+    def _capture(self, inputs: Mapping[str, Tensor]) -> None:
+        self._inputs = {name: given.clone() for name, given in inputs.items()}
         if self._repeatable:
             for _ in range(self._WARM_UP):
                 self._run_on_stream(self._inputs)
@@ -77,9 +77,9 @@ class CapturedFunction:
         for generator in self._generators:
             graph.register_generator_state(generator)
         with torch.cuda.graph(graph, stream=self._stream):
-            self._outputs = self._function(*self._inputs)
+            self._outputs = self._function(**self._inputs)
         self._graph = graph
 
 
-def _forms(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(values.shape, values.dtype) for values in tensors]
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (values.shape, values.dtype) for name, values in tensors.items()}

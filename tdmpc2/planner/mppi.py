@@ -183,12 +183,11 @@ class Planner:
         model = self.fused()
         if not self.execution.cudagraphs or trace or noise.elite_rank is not None:
             return self._plan(model, obs, task, warm_start, noise, greedy, trace)
-        names = [f.name for f in fields(PlanNoise) if f.name != "elite_rank"]
-        inputs = [obs, warm_start, *(getattr(noise, name) for name in names), *(() if task is None else (task,))]
+        inputs = {f.name: getattr(noise, f.name) for f in fields(PlanNoise) if f.name != "elite_rank"}
+        inputs |= {"obs": obs, "warm_start": warm_start} | ({} if task is None else {"task": task})
 
-        def whole(obs: Tensor, warm_start: Tensor, *others: Tensor) -> dict[str, Tensor]:
-            given = PlanNoise(**dict(zip(names, others, strict=False)))
-            plan = self._plan(model, obs, None if task is None else others[-1], warm_start, given, greedy, False)
+        def whole(obs: Tensor, warm_start: Tensor, task: Tensor | None = None, **of_noise: Tensor) -> dict[str, Tensor]:
+            plan = self._plan(model, obs, task, warm_start, PlanNoise(**of_noise), greedy, False)
             return {"action": plan.action, "mean": plan.mean}
 
         form = (obs.shape[0], greedy)
@@ -196,7 +195,7 @@ class Planner:
             if len(self._graphs) == self._MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
             self._graphs[form] = CapturedFunction(whole, obs.device, repeatable=True, copy_outputs=True)
-        return Plan(**self._graphs[form](*inputs))
+        return Plan(**self._graphs[form](inputs))
 
     def _plan(
         self,

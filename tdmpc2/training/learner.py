@@ -126,13 +126,13 @@ class Learner:
             return self._update(batch, noise)
         if self._captured is None:
             self._captured = CapturedFunction(
-                lambda *tensors: self._update(Batch(*tensors)),
+                lambda **tensors: self._update(Batch(**tensors)),
                 self.discounts.device,
                 generators=[self.noise],
                 repeatable=False,  # the runs before the capture are updates
                 copy_outputs=False,
             )
-        return self._captured(*batch.tensors())
+        return self._captured(batch.tensors())
 
     def _update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         model, w = self.model, self.weights
