@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from tdmpc2.errors import run_program
 from tdmpc2.evaluation.results import this_machine
-from tdmpc2.model.capabilities import compile_problem
+from tdmpc2.execution.capabilities import compile_problem
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Dense, Kernels
 from tdmpc2.planner.native import build_problem, native_kernels

@@ -4,7 +4,7 @@ python benchmarks/plan.py                                        # everything th
 python benchmarks/plan.py --envs 1 30 --mode plain eager eager-bf16
 python benchmarks/plan.py --device cuda --json plan.json
 
-Modes: plain (eager float32 as one writes it plainly, `plain_planner.py`: what the others are compared with); eager;
+Modes: plain (the reference planner, eager float32 as one writes it plainly: what the others are compared with); eager;
 compiled; graphs (CUDA graphs); compiled+graphs; the last four also with "-bf16", "-fp16" (CUDA) or "-tf32" (CUDA).
 A decision draws its noise, one generator for each environment as in an evaluation, plans, and brings the actions to
 the CPU. The weights are random, of the 1M model for MT30. Every mode plans in turn, so that a slow spell of the machine
@@ -23,16 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from plain_planner import PlainPlanner
 from torch import Tensor
 from train_step import multiply_adds, rates, synchronise
 
 from tdmpc2.agent import Agent, resolve_device
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.results import this_machine
+from tdmpc2.execution import Execution
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.model import ModelDims, WorldModel, model_dims
-from tdmpc2.planner import PlanExecution, PlannerSettings
+from tdmpc2.planner import PlannerSettings, ReferencePlanner
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.tasks import task_set
 from tdmpc2.versions import package_versions
@@ -104,21 +104,21 @@ def decision(mode: str, model: WorldModel, envs: int, device: torch.device) -> D
     generator = torch.Generator().manual_seed(1)
     obs = torch.randn(envs, MT30.obs_dim, generator=generator).to(device)
     task = (torch.arange(envs) % len(MT30)).to(device)
-    own = [torch.Generator(device).manual_seed(seed) for seed in range(envs)]
-    execution = PlanExecution()
+    generators = [torch.Generator(device).manual_seed(seed) for seed in range(envs)]
+    execution = Execution()
     if way != "plain":
-        execution = PlanExecution(ARITHMETIC[half], "compiled" in way, "graphs" in way)
+        execution = Execution(compile="compiled" in way, cudagraphs="graphs" in way, precision=ARITHMETIC[half])
     agent = Agent(model, MT30, execution=execution)
     if agent.planner.execution != execution:
         raise UserError(f"mode {mode} is not possible here")
-    warm = agent.no_plan(envs)
-    plain = PlainPlanner(model, agent.settings, agent.planner.discounts)
+    warm = agent.zero_plan(envs)
+    plain = ReferencePlanner(model, agent.settings, agent.planner.discounts)
 
     def decide() -> Tensor:
         torch.set_float32_matmul_precision("high" if half == "tf32" else "highest")
         if way == "plain":
-            return plain.plan(obs, task, warm, agent.planner.draw_noise(envs, own)).action.cpu()
-        return agent.decide(obs, task, warm, own)[0].cpu()
+            return plain.plan(obs, task, warm, agent.planner.draw_noise(envs, generators)).action.cpu()
+        return agent.plan(obs, task, warm, generators)[0].cpu()
 
     return decide
 

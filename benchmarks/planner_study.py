@@ -6,7 +6,7 @@ python benchmarks/planner_study.py … --show                                   
 
 Each configuration differs from the papers' planner in what its name says. It is evaluated on the same episodes (starts
 and seeds) and written to OUT/<name>.json. One that is there already is not run again: the study can be stopped, and
-shared out over processes that take different configurations. Costs are measured apart, all configurations in turn, one
+divided over processes that take different configurations. Costs are measured apart, all configurations in turn, one
 environment at a time. Differences are paired with `default`'s episodes, or with those of --baseline.
 """
 
@@ -27,7 +27,8 @@ from tdmpc2.evaluation.comparison import compare
 from tdmpc2.evaluation.results import EvaluationResult, check_replaceable, joined, load_json
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.evaluation.scores import verdict
-from tdmpc2.planner import PlanExecution, PlannerSettings
+from tdmpc2.execution import Execution
+from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.reporting.tables import format_table
 
@@ -112,7 +113,7 @@ def costs(agents: dict[str, Agent], seconds: float) -> dict[str, float]:
             obs = torch.zeros(1, tasks.obs_dim, device=agent.device)
             task = torch.zeros(1, dtype=torch.int64, device=agent.device) if tasks.multitask else None
             start = time.perf_counter()
-            agent.decide(obs, task, agent.no_plan(1), None)[0].cpu()
+            agent.plan(obs, task, agent.zero_plan(1), None)[0].cpu()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken[1:]) for name, taken in times.items()}  # the first lays the model out
 
@@ -159,7 +160,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in CONFIGURATIONS]:
         raise UserError(f"configuration {unknown[0]} is unknown; choose of {', '.join(CONFIGURATIONS)}.")
     whole = load_agent(a.checkpoint, a.task, a.device, None, a.precision, a.compile, a.cudagraphs)
-    execution = PlanExecution(a.precision, a.compile, a.cudagraphs)
+    execution = Execution(compile=a.compile, cudagraphs=a.cudagraphs, precision=a.precision)
 
     def agent_of(name: str) -> Agent:
         return Agent(whole.model, whole.task_set, CONFIGURATIONS[name].planner, execution=execution)

@@ -112,7 +112,7 @@ def outputs(model: WorldModel, tasks: TaskSet, rows: Rows, planned: int) -> dict
     agent = Agent(model, tasks)
     chosen = torch.linspace(0, len(obs) - 1, planned, device=device).long()
     generator = torch.Generator(device).manual_seed(0)
-    found["plan"], _ = agent.decide(obs[chosen], task[chosen], agent.no_plan(planned), generator)
+    found["plan"], _ = agent.plan(obs[chosen], task[chosen], agent.zero_plan(planned), generator)
     return {name: value.float().cpu() for name, value in found.items()}
 
 
@@ -136,7 +136,7 @@ def time_decisions(agents: dict[str, Agent], rows: Rows, repeats: int) -> dict[s
             generator = torch.Generator(agent.device).manual_seed(turn)
             obs, task = rows.obs[row : row + 1].to(agent.device), rows.task[row : row + 1].to(agent.device)
             start = time.perf_counter()
-            agent.decide(obs, task, agent.no_plan(1), generator)
+            agent.plan(obs, task, agent.zero_plan(1), generator)
             if agent.device.type == "cuda":
                 torch.cuda.synchronize(agent.device)
             if turn:  # the first round warms up

@@ -4,8 +4,8 @@ python benchmarks/train_step.py                                  # everything th
 python benchmarks/train_step.py --batch 256 --teacher labels 317M --mode eager compiled
 python benchmarks/train_step.py --device cuda --memory-cap-gb 12 --json train_step.json
 
-Each row runs in a process of its own, so that its peak memory is its own. Batches are random and lie ready: the
-data room has a benchmark of its own. A teacher has random weights of its size; "labels" is a batch that brings the
+Each row runs in a new process, so that its peak memory is of it alone. Batches are random and lie ready:
+`data.py` measures what makes them. A teacher has random weights of its size; "labels" is a batch that brings the
 teacher's rewards along. Modes: eager; compiled (torch.compile); graphs (one CUDA graph); compiled+graphs; each also
 with "-bf16", bfloat16 products, the teacher's too. The floor is the larger of FLOPs over the machine's measured product
 rate and bytes over its measured copy rate; both rates are measured first, on the same device.
@@ -33,13 +33,14 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.distillation import RewardTeacher, random_teacher
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.results import this_machine
+from tdmpc2.execution import Execution
+from tdmpc2.execution.capabilities import half_product_problem
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, WorldModel, model_dims
-from tdmpc2.model.capabilities import half_product_problem
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.tasks import task_set
-from tdmpc2.training import Execution, Learner, OptimiserSettings
+from tdmpc2.training import Learner, OptimiserSettings
 from tdmpc2.versions import package_versions
 
 MT30 = task_set("mt30")
@@ -170,7 +171,7 @@ def measure(
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 2**30 / whole), device)
     way, _, half = mode.partition("-")
     precision = "bfloat16" if half else "float32"
-    execution = Execution("compiled" in way, "graphs" in way, precision)
+    execution = Execution(compile="compiled" in way, cudagraphs="graphs" in way, precision=precision)
     dims = model_dims(1, MT30.obs_dim, MT30.action_dim, len(MT30))
     size = TEACHERS[teacher_name]
     teacher: RewardTeacher | None = None
@@ -236,7 +237,7 @@ def measure(
 # -- all of them -----------------------------------------------------------------------------------------------------
 
 
-def in_a_process_of_its_own(arguments: argparse.Namespace, batch: int, teacher: str, mode: str) -> Row | str:
+def in_a_new_process(arguments: argparse.Namespace, batch: int, teacher: str, mode: str) -> Row | str:
     """A row, or why there is none."""
     command = [sys.executable, str(Path(__file__)), "--one", "--device", arguments.device]
     command += ["--batch", str(batch), "--teacher", teacher, "--mode", mode, "--seconds", str(arguments.seconds)]
@@ -308,7 +309,7 @@ def main() -> None:
     for batch in arguments.batch:
         for teacher in arguments.teacher:
             for mode in modes:
-                found = in_a_process_of_its_own(arguments, batch, teacher, mode)
+                found = in_a_new_process(arguments, batch, teacher, mode)
                 if isinstance(found, str):
                     print(f"batch {batch}, {teacher}, {mode}: {found}", file=sys.stderr)
                     continue

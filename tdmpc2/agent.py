@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
+from tdmpc2.execution import Execution
 from tdmpc2.model import WorldModel, model_checksum
-from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
+from tdmpc2.planner import PLANS, Plan, Planner, PlannerSettings, PlanNoise
 from tdmpc2.planner.threads import PlanThreads
 from tdmpc2.tasks import TaskSet
 
@@ -31,7 +32,7 @@ class Agent:
         model: a world model in eval mode, on the device to plan on.
         task_set: names the tasks, gives widths and discounts.
         planner: the planner's numbers; default the papers'.
-        generator: source of all of `act`'s noise, on the model's device; default torch's own.
+        generator: source of all of `act`'s noise, on the model's device; default torch's.
         execution: arithmetic and way of running of the planner; default eager float32.
     """
 
@@ -41,7 +42,7 @@ class Agent:
         task_set: TaskSet,
         planner: PlannerSettings | None = None,
         generator: torch.Generator | None = None,
-        execution: PlanExecution | None = None,
+        execution: Execution | None = None,
     ) -> None:
         self.model = model
         self.task_set = task_set
@@ -68,7 +69,7 @@ class Agent:
         first: Tensor | np.ndarray | Sequence[bool] | None = None,
         greedy: bool = False,
     ) -> Tensor:
-        """Plans one decision for N environments, each continuing its own last plan.
+        """Plans one decision for N environments, each continuing its last plan.
 
         Args:
             obs: [N, O], zero-padded to the task set's width.
@@ -95,9 +96,9 @@ class Agent:
                 f"{count} environments, but the last plan was for "
                 f"{0 if self._mean is None else self._mean.shape[0]}: mark every one as first."
             )
-        warm = self.no_plan(count) if not same or self._mean is None else self._mean
+        warm = self.zero_plan(count) if not same or self._mean is None else self._mean
         warm = torch.where(fresh.to(self.device)[:, None, None], torch.zeros_like(warm), warm)
-        action, self._mean = self.decide(obs_t, task_t, warm, self.generator, greedy=greedy)
+        action, self._mean = self.plan(obs_t, task_t, warm, self.generator, greedy=greedy)
         return action
 
     def _environments_at_a_time(self) -> int:
@@ -111,7 +112,7 @@ class Agent:
         )
 
     def _threads(self, parts: int) -> PlanThreads | None:
-        """Threads to plan so many parts at once; None on a GPU, or where there is nothing to share out."""
+        """Threads to plan so many parts at once; None on a GPU, or for a single part."""
         total = torch.get_num_threads()
         workers = min(parts, total)
         if self.device.type != "cpu" or workers < 2:
@@ -121,13 +122,13 @@ class Agent:
             self._plan_threads = PlanThreads(workers)
         return self._plan_threads
 
-    def no_plan(self, count: int) -> Tensor:
+    def zero_plan(self, count: int) -> Tensor:
         """The warm start [count, H, A] of new episodes: zeros."""
         shape = (count, self.settings.horizon, self.task_set.action_dim)
         return torch.zeros(shape, device=self.device)
 
     @torch.no_grad()
-    def decide(
+    def plan(
         self,
         obs: Tensor,
         task: Tensor | None,
@@ -154,28 +155,27 @@ class Agent:
         parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
 
         def noise(part: slice) -> PlanNoise:
-            own = generator if generator is None or isinstance(generator, torch.Generator) else generator[part]
-            return self.planner.draw_noise(part.stop - part.start, own)
+            if generator is not None and not isinstance(generator, torch.Generator):
+                return self.planner.draw_noise(part.stop - part.start, generator[part])
+            return self.planner.draw_noise(part.stop - part.start, generator)
 
-        def plan(given: tuple[slice, PlanNoise]) -> Plan:
+        def plan_of(given: tuple[slice, PlanNoise]) -> Plan:
             part, drawn = given
             part_task = None if task is None else task[part]
             return self.planner.plan(obs[part], part_task, warm_start[part], drawn, greedy=greedy)
 
         drawn = ((part, noise(part)) for part in parts)
         threads = self._threads(len(parts))
-        plans = [plan(given) for given in drawn] if threads is None else threads.map(plan, drawn)
+        plans = [plan_of(given) for given in drawn] if threads is None else threads.map(plan_of, drawn)
         actions, means = [each.action for each in plans], [each.mean for each in plans]
         if not self.settings.warm_start:
-            return torch.cat(actions), self.no_plan(count)
+            return torch.cat(actions), self.zero_plan(count)
         mean = torch.cat(means)
         return torch.cat(actions), torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
 
     @torch.no_grad()
-    def decide_by_prior(
-        self, obs: Tensor, task: Tensor | None, generator: Generators, *, greedy: bool = False
-    ) -> Tensor:
-        """Actions [N, A] of the policy prior alone, no planning; greedy takes its mean; raises as `decide`."""
+    def policy_action(self, obs: Tensor, task: Tensor | None, generator: Generators, *, greedy: bool = False) -> Tensor:
+        """Actions [N, A] of the policy prior alone, no planning; greedy takes its mean; raises as `plan`."""
         self._check_finite(obs, task)
         shape = (obs.shape[0], self.task_set.action_dim)
         if generator is None or isinstance(generator, torch.Generator):
@@ -264,7 +264,7 @@ def load_agent(
         UserError: when the device is not there, or cannot do what is asked.
     """
     place = resolve_device(device)
-    execution = PlanExecution(precision, compile, cudagraphs)
-    execution.check(place)  # before a large file is read
+    execution = Execution(compile=compile, cudagraphs=cudagraphs, precision=precision)
+    execution.check(place, PLANS)  # before a large file is read
     model, tasks, _ = load_model(path, task, place)
     return Agent(model, tasks, planner, execution=execution)

@@ -27,7 +27,8 @@ import tdmpc2
 from tdmpc2.agent import Agent, load_agent, resolve_device
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.errors import UserError
-from tdmpc2.planner import PlanExecution, PlannerSettings
+from tdmpc2.execution import Execution
+from tdmpc2.planner import PlannerSettings
 from tdmpc2.rollout import AgentController, Job
 from tdmpc2.tasks import task_set
 
@@ -51,9 +52,9 @@ def test_environments_planned_on_several_threads_get_the_same_actions(compiled: 
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            agent = Agent(small_model(), small_tasks(), many, execution=PlanExecution(compile=compiled))
+            agent = Agent(small_model(), small_tasks(), many, execution=Execution(compile=compiled))
             for _ in range(2):
-                action, warm = agent.decide(obs, task, agent.no_plan(5), generators(*range(5)))
+                action, warm = agent.plan(obs, task, agent.zero_plan(5), generators(*range(5)))
             found.append((action, warm))
             assert torch.get_num_threads() == threads
         agent.generator = torch.Generator().manual_seed(3)  # one generator for all: drawn in order
@@ -74,7 +75,7 @@ def test_what_fails_on_a_thread_is_raised() -> None:
     try:
         agent = Agent(small_model(), small_tasks(), many)
         with pytest.raises(RuntimeError):
-            agent.decide(torch.rand(2, 23), torch.tensor([0, 1]), agent.no_plan(2), generators(1, 2))
+            agent.plan(torch.rand(2, 23), torch.tensor([0, 1]), agent.zero_plan(2), generators(1, 2))
     finally:
         torch.set_num_threads(before)
 
@@ -190,19 +191,19 @@ def test_acting_is_planning_with_a_warm_start() -> None:
     agent, other = small_agent(3), small_agent(3)
     obs, task, _, _ = golden_plan(golden())
     first = agent.act(obs, task)
-    expected, warm = other.decide(obs, task, other.no_plan(3), other.generator)
+    expected, warm = other.plan(obs, task, other.zero_plan(3), other.generator)
     assert torch.equal(first, expected)
     assert not warm[:, -1].any()
     second = agent.act(obs, task)
-    expected, _ = other.decide(obs, task, warm, other.generator)
+    expected, _ = other.plan(obs, task, warm, other.generator)
     assert torch.equal(second, expected)
     # One environment starts anew: its warm start alone is forgotten.
     agent, other = small_agent(3), small_agent(3)
     agent.act(obs, task)
-    _, warm = other.decide(obs, task, other.no_plan(3), other.generator)
+    _, warm = other.plan(obs, task, other.zero_plan(3), other.generator)
     warm[1] = 0
     assert torch.equal(
-        agent.act(obs, task, first=[False, True, False]), other.decide(obs, task, warm, other.generator)[0]
+        agent.act(obs, task, first=[False, True, False]), other.plan(obs, task, warm, other.generator)[0]
     )
 
 
@@ -210,11 +211,11 @@ def test_own_generators_make_environments_independent() -> None:
     agent = small_agent()
     obs = torch.randn(7, 24, generator=torch.Generator().manual_seed(0))
     task = torch.arange(7) % 3
-    together, _ = agent.decide(obs, task, agent.no_plan(7), generators(*range(7)))
-    alone, _ = agent.decide(obs[4:5], task[4:5], agent.no_plan(1), generators(4))
+    together, _ = agent.plan(obs, task, agent.zero_plan(7), generators(*range(7)))
+    alone, _ = agent.plan(obs[4:5], task[4:5], agent.zero_plan(1), generators(4))
     torch.testing.assert_close(alone[0], together[4], rtol=1e-4, atol=1e-5)
-    prior = agent.decide_by_prior(obs, task, generators(*range(7)))
-    torch.testing.assert_close(agent.decide_by_prior(obs[4:5], task[4:5], generators(4))[0], prior[4])
+    prior = agent.policy_action(obs, task, generators(*range(7)))
+    torch.testing.assert_close(agent.policy_action(obs[4:5], task[4:5], generators(4))[0], prior[4])
 
 
 def test_the_prior_alone() -> None:
@@ -222,8 +223,8 @@ def test_the_prior_alone() -> None:
     obs, task = torch.rand(3, 24), torch.arange(3)
     with torch.no_grad():
         mean = agent.model.policy(agent.model.encode(obs, task), task)[0]
-    torch.testing.assert_close(agent.decide_by_prior(obs, task, None, greedy=True), mean, rtol=1e-4, atol=1e-6)
-    assert not torch.equal(agent.decide_by_prior(obs, task, torch.Generator().manual_seed(0)), mean)
+    torch.testing.assert_close(agent.policy_action(obs, task, None, greedy=True), mean, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(agent.policy_action(obs, task, torch.Generator().manual_seed(0)), mean)
 
 
 def test_inputs_may_be_arrays_lists_or_tensors() -> None:
@@ -314,7 +315,7 @@ def test_observations_that_are_not_finite_are_refused_by_name(bad: float) -> Non
     with pytest.raises(UserError, match=message):
         agent.act(obs, [0, 1, 1])
     with pytest.raises(UserError, match=message):
-        agent.decide_by_prior(obs, torch.tensor([0, 1, 1]), None)
+        agent.policy_action(obs, torch.tensor([0, 1, 1]), None)
     with pytest.raises(UserError, match=message):
         agent.act(obs.double().numpy(), [0, 1, 1])
     with pytest.raises(UserError, match=rf"observation 0 \({agent.task_set.tasks[0]}\) holds inf"):

@@ -39,10 +39,10 @@ class Batch:
         """A copy in memory of its own."""
         return self._each(torch.Tensor.clone)
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Those that it holds, in the order of the fields."""
-        held = (getattr(self, field.name) for field in fields(self))
-        return [values for values in held if values is not None]
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that it holds, by the names of the fields: `Batch(**batch.tensors())` is the same batch."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: values for name, values in held.items() if values is not None}
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return Batch(

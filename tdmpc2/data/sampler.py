@@ -250,7 +250,7 @@ class Prefetcher:
         if copied is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(copied)
-            for values in batch.tensors():
+            for values in batch.tensors().values():
                 values.record_stream(current)
         return batch
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdmpc2.errors import UserError
-from tdmpc2.model.capabilities import half_product_problem, integer_product_problem, widened
+from tdmpc2.execution.capabilities import half_product_problem, integer_product_problem, widened
 
 Activation = Literal["mish", "simnorm", "none"]
 _HALVES = (torch.float16, torch.bfloat16)

@@ -1,7 +1,11 @@
-"""MPPI planning in the world model. Knows nothing of simulators or files."""
+"""MPPI planning in the world model. Knows nothing of simulators or files.
 
-from tdmpc2.planner.execution import PRECISIONS, PlanExecution
+Read `reference` first: the algorithm written plainly. `mppi` and `fused` compute the same decisions faster.
+"""
+
+from tdmpc2.planner.execution import PLANS
 from tdmpc2.planner.mppi import Plan, Planner, PlanNoise
+from tdmpc2.planner.reference import ReferencePlanner
 from tdmpc2.planner.settings import PlannerSettings
 
-__all__ = ["PRECISIONS", "Plan", "PlanExecution", "PlanNoise", "Planner", "PlannerSettings"]
+__all__ = ["PLANS", "Plan", "PlanNoise", "Planner", "PlannerSettings", "ReferencePlanner"]

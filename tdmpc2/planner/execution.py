@@ -1,82 +1,65 @@
-"""How a plan is computed: in which arithmetic, eagerly or compiled, and on CUDA captured as a graph."""
+"""What plans can run as on a device, and the functions that compiled plans run."""
 
 from __future__ import annotations
 
 import functools
-import sys
-from dataclasses import dataclass, replace
 
 import torch
 
-from tdmpc2.errors import UserError
-from tdmpc2.model.capabilities import compile_problem, half_product_problem
+from tdmpc2.execution import PRECISIONS, Execution, Purpose
+from tdmpc2.execution.capabilities import compile_problem, half_product_problem
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Kernels
 from tdmpc2.planner.native import build_problem, native_kernels
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16 faster than it does in float32."""
+    return half_product_problem(torch.bfloat16) is None
 
 
-@dataclass(frozen=True)
-class PlanExecution:
-    """The choices; the same plan in each, but for rounding.
-
-    Attributes:
-        precision: of matrix products and hidden activations: float32, bfloat16, or on CUDA float16.
-        compile: the functions between products each in one pass: on a CPU built from C, in under a second; on CUDA by
-            torch.compile, which takes seconds at the first plan.
-        cudagraphs: capture a whole plan as one CUDA graph for each number of environments.
-    """
-
-    precision: str = "float32"
-    compile: bool = False
-    cudagraphs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision={self.precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision]
-
-    def check(self, device: torch.device) -> None:
-        """Raises a `UserError` for float16 or CUDA graphs on a CPU."""
-        if device.type == "cpu" and self.precision == "float16":
-            raise UserError("precision=float16 needs CUDA; on a CPU use bfloat16 or float32.")
-        if device.type == "cpu" and self.cudagraphs:
-            raise UserError("cudagraphs=true needs a CUDA device, and this agent is on cpu: leave it out.")
-
-    def possible(self, device: torch.device) -> PlanExecution:
-        """These choices, checked, as far as the compiler allows; one line says what is slow or not possible."""
-        self.check(device)
-        if device.type == "cpu" and self.precision == "bfloat16" and not cpu_has_bfloat16():
-            print(
-                "precision=bfloat16 is slow here: this CPU has no fast bfloat16 arithmetic, and numbers rounded to "
-                "bfloat16 are multiplied in float32. precision=float32 is faster and more exact.",
-                file=sys.stderr,
-            )
-        if self.compile and (problem := _problem(device)) is not None:
-            print(f"compile=true is not possible here, plans run eagerly: {problem}", file=sys.stderr)
-            return replace(self, compile=False)
-        return self
-
-    def kernels(self, device: torch.device) -> Kernels:
-        """The elementwise functions to plan with."""
-        if not self.compile:
-            return Kernels()
-        return native_kernels() if device.type == "cpu" else _compiled_kernels()
+def _precision_problem(precision: str, device: torch.device) -> str | None:
+    if precision == "float16" and device.type == "cpu":
+        return "needs CUDA; on a CPU use bfloat16 or float32."
+    return None
 
 
-def _problem(device: torch.device) -> str | None:
-    """Why nothing can be compiled for a device, in one line."""
+def _slow(precision: str, device: torch.device) -> str | None:
+    if precision != "bfloat16" or device.type != "cpu" or cpu_has_bfloat16():
+        return None
+    return (
+        "this CPU has no fast bfloat16 arithmetic, and numbers rounded to bfloat16 are multiplied in float32. "
+        "precision=float32 is faster and more exact."
+    )
+
+
+def _compile_problem(device: torch.device) -> str | None:
+    """A CPU's plans are compiled by the C compiler, others by torch's."""
     return build_problem() if device.type == "cpu" else compile_problem(device)
+
+
+PLANS = Purpose(
+    work="plans",
+    asker="this agent",
+    precisions=tuple(PRECISIONS),
+    unknown=f"is unknown; choose one of {', '.join(PRECISIONS)}.",
+    precision_problem=_precision_problem,
+    slow=_slow,
+    compile_problem=_compile_problem,
+)
+
+
+def kernels_for(execution: Execution, device: torch.device) -> Kernels:
+    """The elementwise functions to plan with."""
+    if not execution.compile:
+        return Kernels()
+    return native_kernels() if device.type == "cpu" else _compiled_kernels()
 
 
 @functools.cache
 def _compiled_kernels() -> Kernels:
-    """Each compiled anew for the forms that it meets; shared by all planners of the process."""
-    # One form each for a plan's rounds, its prior's trajectories and the shares, for every number of environments.
+    """Each compiled anew for the forms that it meets; all planners of the process use the same."""
+    # One form each for a plan's rounds, its prior's trajectories and what is taken once, by number of environments.
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     return Kernels(
         norm_mish=torch.compile(kernels.norm_mish, dynamic=False),
@@ -84,8 +67,3 @@ def _compiled_kernels() -> Kernels:
         expectation=torch.compile(kernels.expectation, dynamic=False),
         squashed=torch.compile(kernels.squashed, dynamic=False),
     )
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies in bfloat16 faster than it does in float32."""
-    return half_product_problem(torch.bfloat16) is None

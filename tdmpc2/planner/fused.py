@@ -1,9 +1,21 @@
 """A world model laid out for planning: a frozen copy that values many trajectories from few latents.
 
-What does not differ between trajectories is multiplied once: the task embedding's share of every first layer, and at a
-plan's first step the latent's. Latent and action enter in one product. Weights have the arithmetic's type, packed once
-where the CPU's library can. Latents are in `kernels.simnorm_order`, and weights with them. Normalisation, decoding and
-whatever is added up over a plan are in float32.
+Every network begins with a product of latent, task embedding and action, and a product of pieces is a sum of products:
+
+    W [z; e; a] + b  =  Wz z + We e + Wa a + b
+
+The terms differ in how many of them there are. In a plan of I rounds of S trajectories of H steps:
+
+- We e + b depends on the environment's task alone: taken once a plan for each network (`Start.step`, `policy`,
+  `value`), and added to all rows of its trajectories.
+- Wz z at a plan's first step is the same for all trajectories, which start in one latent: taken once a plan as well
+  (`Start.first_step`, `first_policy`). What is left there for each trajectory is Wa a, of 6 numbers
+  instead of 134 with the 1M model, and for the policy, which sees no action, nothing.
+- Wz z + Wa a of later steps and of the terminal value differs by trajectory: one product, of [z; a].
+
+These sums of some of the terms are called partial products. Weights have the arithmetic's type, packed once where the
+CPU's library can. Latents are in `kernels.simnorm_order`, and weights with them. Normalisation, decoding and whatever
+is added up over a plan are in float32. `reference.py` is the same without any of this.
 
 Axes: N environments, S trajectories, E heads, Z latent, A action.
 """
@@ -19,20 +31,19 @@ from torch.nn import functional as F
 
 from tdmpc2.model import WorldModel
 from tdmpc2.model.layers import Mlp
-from tdmpc2.planner import kernels
-from tdmpc2.planner.kernels import Dense, Kernels
+from tdmpc2.planner.kernels import Dense, Kernels, norm_form, simnorm_order
 
 _BINS_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
 class Start:
-    """What N environments' trajectories have in common; a share is [N, 1, hidden] for each network of a part, in the
-    type of the products.
+    """What N environments' trajectories have in common; a partial product is [N, 1, hidden] for each network of a
+    part, in the type of the products.
 
     Attributes:
-        step, policy, value: the embedding's share, and the bias, of the first layers.
-        first_step, first_policy: the same with the first latent's share.
+        step, policy, value: We e + b of the first layers.
+        first_step, first_policy: Wz z + We e + b for the first latent.
         gamma: discount [N, 1].
         mask: [N, 1, A] of the task's actions, or None.
     """
@@ -122,7 +133,7 @@ class _Hidden:
         order: of the latent's numbers.
         together: multiply all networks in one batched product.
         dtype: of the products.
-        own: the elementwise functions.
+        kernels: the elementwise functions.
     """
 
     def __init__(
@@ -132,10 +143,10 @@ class _Hidden:
         order: Tensor,
         together: bool,
         dtype: torch.dtype,
-        own: Kernels,
+        kernels: Kernels,
     ) -> None:
         self.dtype = dtype
-        self._kernels = own
+        self._kernels = kernels
         groups = [mlps] if together else [[one] for one in mlps]
         firsts = [_Weights.of(group, 0).with_inputs(order) for group in groups]
         self._bias = [weights.bias.float().unsqueeze(-2).unsqueeze(-2) for weights in firsts]
@@ -143,47 +154,50 @@ class _Hidden:
         self._of_embedding = [weights.of_pieces(widths, [1], torch.float32) for weights in firsts]
         self._of_action = [weights.of_pieces(widths, [2], dtype) for weights in firsts]
         self._of_both = [weights.of_pieces(widths, [0, 2], dtype) for weights in firsts]
-        self._first_norm = [kernels.norm_form(*weights.norm()) for weights in firsts]
+        self._first_norm = [norm_form(*weights.norm()) for weights in firsts]
         self._others = [
             [
-                (weights.dense(dtype), *kernels.norm_form(*weights.norm()))
+                (weights.dense(dtype), *norm_form(*weights.norm()))
                 for weights in (_Weights.of(group, index) for index in range(1, len(mlps[0][0].layers) - 1))
             ]
             for group in groups
         ]
 
-    def embedding_shares(self, embedding: Tensor | None, count: int) -> list[Tensor]:
-        """Of embeddings [N, task_dim] or none: [N, 1, hidden], or [G, N, 1, hidden] of G together, in float32."""
-        shares = []
-        for bias, dense in zip(self._bias, self._of_embedding, strict=True):
-            share = bias.expand(*bias.shape[:-3], count, 1, -1)
-            shares.append(share if dense is None or embedding is None else share + dense(embedding).unsqueeze(-2))
-        return shares
+    def of_task(self, embedding: Tensor | None, count: int) -> list[Tensor]:
+        """We e + b of embeddings e [N, task_dim], b without: [N, 1, hidden], or [G, N, 1, hidden] of G together.
 
-    def with_latent(self, shares: list[Tensor], z: Tensor) -> list[Tensor]:
-        """The shares with those of latents [N, Z] added."""
+        In float32, as what `with_latent` gives.
+        """
+        partials = []
+        for bias, dense in zip(self._bias, self._of_embedding, strict=True):
+            partial = bias.expand(*bias.shape[:-3], count, 1, -1)
+            partials.append(partial if dense is None or embedding is None else partial + dense(embedding).unsqueeze(-2))
+        return partials
+
+    def with_latent(self, partials: list[Tensor], z: Tensor) -> list[Tensor]:
+        """Wz z of latents z [N, Z] added to what `of_task` gives."""
         added = []
-        for share, dense in zip(shares, self._of_latent, strict=True):
+        for partial, dense in zip(partials, self._of_latent, strict=True):
             assert dense is not None
-            added.append(share + dense(z.float()).unsqueeze(-2))
+            added.append(partial + dense(z.float()).unsqueeze(-2))
         return added
 
-    def __call__(self, x: Tensor | None, shares: list[Tensor], *, action_only: bool = False) -> list[Tensor]:
+    def __call__(self, x: Tensor | None, partials: list[Tensor], *, action_only: bool = False) -> list[Tensor]:
         """Last hidden activations, [N * S, hidden] or [G, N * S, hidden] for each group.
 
         Args:
-            x: [N * S, Z + A], or [N * S, A] with `action_only`; None where the shares are all there is.
-            shares: of the first layer, as `embedding_shares` or `with_latent` gives them.
-            action_only: x holds actions alone: the latent is in the shares.
+            x: [N * S, Z + A], or [N * S, A] with `action_only`; None where the partial products are all there is.
+            partials: of the first layer, as `of_task` or `with_latent` gives them.
+            action_only: x holds actions alone: Wz z is in the partial products.
         """
         out = []
-        for index, share in enumerate(shares):
+        for index, partial in enumerate(partials):
             if x is None:
-                y = share.flatten(-3, -2).clone()  # norm_mish may overwrite it
+                y = partial.flatten(-3, -2).clone()  # norm_mish may overwrite it
             else:
                 dense = (self._of_action if action_only else self._of_both)[index]
                 assert dense is not None
-                y = dense.with_share(x, share)
+                y = dense.added_to(partial, x)
             y = self._kernels.norm_mish(y, *self._first_norm[index])
             for dense, weight, bias in self._others[index]:
                 y = self._kernels.norm_mish(dense(y), weight, bias)
@@ -198,28 +212,28 @@ class FusedModel:
         model: the model; its weights are copied (or viewed where nothing need be copied) as they are now.
         discounts: gamma of each task, float [tasks].
         dtype: of the products and of hidden activations: float32, bfloat16 or float16.
-        own: the elementwise functions, eager or compiled.
+        kernels: the elementwise functions, eager or compiled.
         together: multiply reward and dynamics, and all heads of Q, in batched products, which spares a GPU launches;
             a CPU does better one by one. Default by device.
     """
 
     def __init__(
-        self, model: WorldModel, discounts: Tensor, dtype: torch.dtype, own: Kernels, together: bool | None = None
+        self, model: WorldModel, discounts: Tensor, dtype: torch.dtype, kernels: Kernels, together: bool | None = None
     ) -> None:
         self._model = model
         self._discounts = discounts
-        self._kernels = own
+        self._kernels = kernels
         self.dtype = dtype
         d = model.dims
         together = discounts.device.type != "cpu" if together is None else together
         widths = (d.latent_dim, d.task_dim, d.action_dim)
-        self.order = kernels.simnorm_order(d.latent_dim, d.simnorm_dim).to(discounts.device)
+        self.order = simnorm_order(d.latent_dim, d.simnorm_dim).to(discounts.device)
         heads: list[tuple[Mlp, int | None]] = [(model.q_heads, head) for head in range(d.num_q)]
         with torch.no_grad():
             reward, dynamics, policy = ((part, None) for part in (model.reward_head, model.dynamics, model.policy_head))
-            self._step = _Hidden([reward, dynamics], widths, self.order, together, dtype, own)
-            self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), self.order, together, dtype, own)
-            self._value = _Hidden(heads, widths, self.order, together, dtype, own)
+            self._step = _Hidden([reward, dynamics], widths, self.order, together, dtype, kernels)
+            self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), self.order, together, dtype, kernels)
+            self._value = _Hidden(heads, widths, self.order, together, dtype, kernels)
             self._reward_out = _Weights.of([reward], -1).widened(_BINS_MULTIPLE).dense(dtype)
             self._policy_out = _Weights.of([policy], -1).dense(dtype)
             groups = [heads] if together else [[head] for head in heads]
@@ -239,12 +253,10 @@ class FusedModel:
         if embedding is not None:
             embedding = embedding.float()
         masks = self._model.action_masks
-        step, policy, value = (
-            part.embedding_shares(embedding, len(z)) for part in (self._step, self._policy, self._value)
-        )
+        step, policy, value = (part.of_task(embedding, len(z)) for part in (self._step, self._policy, self._value))
 
-        def typed(shares: list[Tensor]) -> list[Tensor]:
-            return [share.to(self.dtype) for share in shares]
+        def typed(partials: list[Tensor]) -> list[Tensor]:
+            return [partial.to(self.dtype) for partial in partials]
 
         return Start(
             step=typed(step),

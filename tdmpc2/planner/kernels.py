@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tdmpc2.model.capabilities import (
+from tdmpc2.execution.capabilities import (
     half_product_problem,
     packed_product,
     packed_product_problem,
@@ -63,12 +63,15 @@ class Dense:
         """Rows [M, in] -> [M, out]; [G, M, in] or [M, in] -> [G, M, out] for a stack."""
         return self._product(x, self._bias)
 
-    def with_share(self, x: Tensor, share: Tensor) -> Tensor:
-        """Rows [N * S, in] -> [N * S, out] plus each environment's share [N, 1, out]; [G, N, 1, out] for a stack."""
-        if share.dim() == 3 and share.shape[0] == 1:
-            return self._product(x, share.flatten())
+    def added_to(self, partial: Tensor, x: Tensor) -> Tensor:
+        """Rows x [N * S, in] -> [N * S, out], plus each environment's partial product, which includes the bias.
+
+        partial is [N, 1, out], or [G, N, 1, out] for a stack.
+        """
+        if partial.dim() == 3 and partial.shape[0] == 1:
+            return self._product(x, partial.flatten())
         y = self._product(x, None)
-        return y.unflatten(-2, (share.shape[-3], -1)).add_(share).flatten(-3, -2)
+        return y.unflatten(-2, (partial.shape[-3], -1)).add_(partial).flatten(-3, -2)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._scale is not None:
@@ -107,8 +110,8 @@ def norm_mish(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = _layer_norm(x, weight, bias)
     if y.device.type != "cpu":
         return F.mish(-y)
-    share = torch.sigmoid(y)
-    return torch.addcdiv(y, y, torch.addcmul(share.new_ones(()), share, share), value=-2)
+    s = torch.sigmoid(y)
+    return torch.addcdiv(y, y, torch.addcmul(s.new_ones(()), s, s), value=-2)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

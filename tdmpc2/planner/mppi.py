@@ -1,5 +1,8 @@
 """Model predictive path integral control in latent space, for a batch of environments (TD-MPC2, section 3.3).
 
+The algorithm of `reference.py`, which is the one to read first, on the networks of `fused.py`: the prior's trajectories
+are followed once, not once a round, and a whole plan can be captured as a CUDA graph.
+
 Axes: N environments, S samples, P prior trajectories, H horizon, I iterations, E heads, Z latent, A action.
 """
 
@@ -12,9 +15,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from tdmpc2.execution import CapturedFunction, Execution
 from tdmpc2.model import WorldModel
-from tdmpc2.planner.captured import CapturedFunction
-from tdmpc2.planner.execution import PlanExecution
+from tdmpc2.planner.execution import PLANS, kernels_for
 from tdmpc2.planner.fused import FusedModel, Start
 from tdmpc2.planner.settings import PlannerSettings
 
@@ -97,13 +100,13 @@ class Planner:
         model: WorldModel,
         settings: PlannerSettings,
         discounts: Tensor,
-        execution: PlanExecution | None = None,
+        execution: Execution | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.discounts = discounts
         self.check_memory()
-        self.execution = (execution or PlanExecution()).possible(discounts.device)
+        self.execution = (execution or Execution()).supported_on(discounts.device, PLANS)
         self._weights: list[tuple[int, int]] = []
         self._fused: FusedModel | None = None
         self._graphs: dict[tuple[int, bool], CapturedFunction] = {}
@@ -121,8 +124,8 @@ class Planner:
         if self._fused is None or weights != self._weights:
             self._weights = weights
             self._graphs.clear()
-            own = self.execution.kernels(self.discounts.device)
-            self._fused = FusedModel(self.model, self.discounts, self.execution.dtype, own)
+            kernels = kernels_for(self.execution, self.discounts.device)
+            self._fused = FusedModel(self.model, self.discounts, self.execution.dtype, kernels)
         return self._fused
 
     def draw_noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> PlanNoise:
@@ -146,9 +149,9 @@ class Planner:
         else:
             normal = torch.empty(count, sum(sizes), device=device)
             uniform = torch.empty(count, uniforms, device=device)
-            for row, own in enumerate(generator):
-                normal[row].normal_(generator=own)
-                uniform[row].uniform_(generator=own)
+            for row, of_row in enumerate(generator):
+                normal[row].normal_(generator=of_row)
+                uniform[row].uniform_(generator=of_row)
         blocks = {
             name: block.unflatten(1, shape)
             for (name, shape), block in zip(shapes.items(), normal.split(sizes, dim=1), strict=True)
@@ -180,22 +183,19 @@ class Planner:
         model = self.fused()
         if not self.execution.cudagraphs or trace or noise.elite_rank is not None:
             return self._plan(model, obs, task, warm_start, noise, greedy, trace)
-        names = [f.name for f in fields(PlanNoise) if f.name != "elite_rank"]
-        inputs = [obs, warm_start, *(getattr(noise, name) for name in names), *(() if task is None else (task,))]
+        inputs = {f.name: getattr(noise, f.name) for f in fields(PlanNoise) if f.name != "elite_rank"}
+        inputs |= {"obs": obs, "warm_start": warm_start} | ({} if task is None else {"task": task})
 
-        def whole(own_obs: Tensor, own_warm: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-            own_noise = PlanNoise(**dict(zip(names, others, strict=False)))
-            own_task = None if task is None else others[-1]
-            plan = self._plan(model, own_obs, own_task, own_warm, own_noise, greedy, False)
-            return plan.action, plan.mean
+        def whole(obs: Tensor, warm_start: Tensor, task: Tensor | None = None, **of_noise: Tensor) -> dict[str, Tensor]:
+            plan = self._plan(model, obs, task, warm_start, PlanNoise(**of_noise), greedy, False)
+            return {"action": plan.action, "mean": plan.mean}
 
         form = (obs.shape[0], greedy)
         if form not in self._graphs:
             if len(self._graphs) == self._MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[form] = CapturedFunction(whole, inputs)
-        action, mean = self._graphs[form](*inputs)
-        return Plan(action, mean)
+            self._graphs[form] = CapturedFunction(whole, obs.device, repeatable=True, copy_outputs=True)
+        return Plan(**self._graphs[form](inputs))
 
     def _plan(
         self,

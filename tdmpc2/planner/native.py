@@ -1,6 +1,6 @@
 """The elementwise functions of a CPU's plans in C, built for the processor at hand and tried before they are used.
 
-`native.c` has no dependencies and builds in a fraction of a second, so each process builds its own: nothing is left on
+`native.c` has no dependencies and builds in a fraction of a second, so each process builds it anew: nothing is left on
 the disk, and nothing can be stale. torch.compile's functions for the same formulas take twice as long
 (docs/planning.md).
 """
@@ -22,21 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.model.capabilities import one_line
+from tdmpc2.execution.capabilities import one_line
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Kernels
 
 _SOURCE = Path(__file__).with_name("native.c")
 _WIDEST_LATENT = 4096  # as in the source
 _SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-# Sums may be reordered, but NaN keeps its meaning. Linking is a step of its own: some compilers add code to a library
+# Sums may be reordered, but NaN keeps its meaning. Linking is a step apart: some compilers add code to a library
 # linked with these options that changes the arithmetic of the whole process.
 _OPTIMISE = ["-O3", "-funsafe-math-optimizations", "-fno-math-errno"]
 # Tried in turn: not every compiler knows -march=native or has OpenMP, and not every machine runs what comes out.
 _VARIANTS: list[list[str]] = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], []]
 
 
-# Run in a process of its own, without torch: an instruction that this processor lacks ends that one alone. Zeros are
+# Run in another process, without torch: an instruction that this processor lacks ends that one alone. Zeros are
 # sound numbers for each function, in rows enough for it to start its threads.
 _TRIAL = """
 import ctypes, sys
@@ -124,7 +124,7 @@ def _wrong(library: ctypes.CDLL) -> str | None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(66, 48, generator=generator)
     weight, bias = torch.randn(48, generator=generator), torch.randn(48, generator=generator)
-    own = native_kernels()
+    native = native_kernels()
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         rows = x.to(dtype)
         for name, arguments in (
@@ -133,7 +133,7 @@ def _wrong(library: ctypes.CDLL) -> str | None:
             ("expectation", (weight,)),
         ):
             expected = getattr(kernels, name)(rows.float(), *arguments)
-            found = getattr(own, name)(rows.clone(), *arguments).float()
+            found = getattr(native, name)(rows.clone(), *arguments).float()
             if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
                 return f"the C compiler's {name} is wrong on this machine"
     return None

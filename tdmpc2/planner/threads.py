@@ -14,7 +14,7 @@ Found = TypeVar("Found")
 
 
 class PlanThreads:
-    """Threads that share out what torch may use: `workers` of them, each with its own few threads for an operation.
+    """Threads that divide what torch may use: `workers` of them, each with a few threads for an operation.
 
     torch holds the number of threads of an operation for each thread apart; this one's is left as it is.
     """

@@ -29,7 +29,7 @@ class Controller(Protocol):
 class AgentController:
     """Acts by planning (`mpc`) or by the policy prior alone.
 
-    Every slot has its own warm start and its own noise, seeded by its job: what an episode does depends on its job
+    Every slot has a warm start and a noise generator, seeded by its job: what an episode does depends on its job
     and not on what is planned beside it, but for the rounding of batched arithmetic.
 
     Args:
@@ -41,14 +41,14 @@ class AgentController:
     """
 
     def __init__(self, agent: Agent, slots: int, *, mpc: bool = True, greedy: bool = False, noise: float = 0.0) -> None:
-        if mpc and torch.get_num_threads() > 1:  # threads that share out plans are given all noise at once
+        if mpc and torch.get_num_threads() > 1:  # threads that plan side by side are given all noise at once
             agent.planner.check_memory(slots)
         self._agent = agent
         self._mpc = mpc
         self._greedy = greedy
         check_range("noise", noise, 0, MOST_SCALE)
         self._noise = noise
-        self._warm = agent.no_plan(slots)
+        self._warm = agent.zero_plan(slots)
         self._task = torch.zeros(slots, dtype=torch.int64, device=agent.device)
         self._generators = [torch.Generator(device=agent.device) for _ in range(slots)]
         self._masks = torch.from_numpy(agent.task_set.action_masks()).to(agent.device)
@@ -65,10 +65,10 @@ class AgentController:
         task = self._task[index] if agent.task_set.multitask else None
         generators = [self._generators[s] for s in slots]
         if self._mpc:
-            action, warm = agent.decide(obs_t, task, self._warm[index], generators, greedy=self._greedy)
+            action, warm = agent.plan(obs_t, task, self._warm[index], generators, greedy=self._greedy)
             self._warm[index] = warm
         else:
-            action = agent.decide_by_prior(obs_t, task, generators, greedy=self._greedy)
+            action = agent.policy_action(obs_t, task, generators, greedy=self._greedy)
         action = action.float()
         if self._noise:
             extra = torch.stack([torch.randn(action.shape[1], generator=g, device=agent.device) for g in generators])
@@ -82,7 +82,7 @@ class RandomController:
     Args:
         task_set: gives widths and masks.
         slots: how many slots there are.
-        oscillate: each action is a sine of its own random frequency, phase and amplitude, which excites a system far
+        oscillate: each action is a sine of random frequency, phase and amplitude, which excites a system far
             more than independent noise does; otherwise independent uniform actions.
         noise: std of Gaussian noise added to every action; 10**6 at most.
     """

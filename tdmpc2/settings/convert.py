@@ -15,13 +15,14 @@ from tdmpc2.data.labels import read_labels
 from tdmpc2.distillation import RewardTeacher, load_teacher, random_teacher
 from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.evaluation.runner import EvaluationSettings
+from tdmpc2.execution import Execution
 from tdmpc2.fileio import safe_name
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, model_dims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet, task_set
-from tdmpc2.training import Execution, OptimiserSettings, Resume, TrainSettings, local_device
+from tdmpc2.training import OptimiserSettings, Resume, TrainSettings, local_device
 
 _SIZE_KEYS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
 _OTHER_MODEL_KEYS = ("simnorm_dim", "num_bins", "vmin", "vmax", "dropout", "log_std_min", "log_std_max")

@@ -12,12 +12,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from tdmpc2.execution import Execution
 from tdmpc2.fileio import safe_name
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
-from tdmpc2.planner import PlanExecution, PlannerSettings
+from tdmpc2.planner import PlannerSettings
 from tdmpc2.tasks import known_tasks
-from tdmpc2.training import Execution, OptimiserSettings
+from tdmpc2.training import OptimiserSettings
 
 
 @dataclass
@@ -149,9 +150,9 @@ class EvaluateConfig(PlannerConfig):
     eval_episodes: int = 10
     seed: int = 1
     mpc: bool = True  # false: the policy prior alone
-    precision: str = PlanExecution.precision  # of the planner's products: float32, bfloat16, or on CUDA float16
-    compile: bool = PlanExecution.compile  # one pass each for the planner's functions: a second, on CUDA more
-    cudagraphs: bool = PlanExecution.cudagraphs  # on CUDA, capture a whole plan as one graph
+    precision: str = Execution.precision  # of the planner's products: float32, bfloat16, or on CUDA float16
+    compile: bool = Execution.compile  # one pass each for the planner's functions: a second, on CUDA more
+    cudagraphs: bool = Execution.cudagraphs  # on CUDA, capture a whole plan as one graph
     matmul_precision: str = "highest"
     device: str = "auto"
     num_envs: int | None = None

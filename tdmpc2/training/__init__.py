@@ -1,6 +1,6 @@
 """Training: preparing a run, the update, the loop, what a run writes, and the state it resumes from."""
 
-from tdmpc2.training.execution import Execution
+from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.learner import Learner, OptimiserSettings
 from tdmpc2.training.ranks import Ranks, joined, local_device
 from tdmpc2.training.resuming import finished_run
@@ -8,7 +8,7 @@ from tdmpc2.training.settings import Resume, TrainSettings
 from tdmpc2.training.trainer import TrainResult, train
 
 __all__ = [
-    "Execution",
+    "UPDATES",
     "Learner",
     "OptimiserSettings",
     "Ranks",

@@ -1,119 +1,34 @@
-"""How an update runs: eagerly, compiled, or captured as a CUDA graph, and in which arithmetic."""
+"""What the updates of a training run can run as on a device."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
-from tdmpc2.data.batch import Batch
-from tdmpc2.errors import UserError
-from tdmpc2.model.capabilities import autocast_problem, compile_problem, half_product_problem
+from tdmpc2.execution import Purpose
+from tdmpc2.execution.capabilities import autocast_problem, compile_problem, half_product_problem
 
-PRECISIONS = ("float32", "bfloat16")
-Step = Callable[[Batch], dict[str, Tensor]]
+_PRECISIONS = ("float32", "bfloat16")
 
 
-@dataclass(frozen=True)
-class Execution:
-    """The choices; the same update in each, but for rounding.
-
-    Attributes:
-        compile: torch.compile the losses and their gradients.
-        cudagraphs: capture the whole update as one CUDA graph, which then starts with a single launch.
-        precision: of the matrix products: float32, or bfloat16 products with float32 weights, sums, normalisation
-            and losses (torch's autocast).
-    """
-
-    compile: bool = False
-    cudagraphs: bool = False
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision={self.precision} is unknown for training; choose {' or '.join(PRECISIONS)}.")
-
-    def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
-        """Within it, matrix products have the chosen precision."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
-
-    def possible(self, device: torch.device) -> Execution:
-        """These choices as far as the device and its compiler allow; one line says what is not possible.
-
-        Raises:
-            UserError: for CUDA graphs on another device, or bfloat16 products where they do not work: other
-                arithmetic gives other numbers, which must not go by its name.
-        """
-        if self.cudagraphs and device.type != "cuda":
-            raise UserError(f"cudagraphs=true needs a CUDA device, and this run is on {device.type}: leave it out.")
-        if self.precision == "bfloat16":
-            problem = autocast_problem(device)
-            if problem is not None:
-                raise UserError(f"precision=bfloat16 does not work here: {problem}; choose precision=float32.")
-            if device.type == "cpu" and (slow := half_product_problem(torch.bfloat16)) is not None:
-                print(f"precision=bfloat16 is slow here: {slow}; precision=float32 is faster.", file=sys.stderr)
-        if not self.compile:
-            return self
-        problem = compile_problem(device)
-        if problem is None:
-            return self
-        print(f"compile=true is not possible here, updates run eagerly: {problem}", file=sys.stderr)
-        return Execution(False, self.cudagraphs, self.precision)
+def _precision_problem(precision: str, device: torch.device) -> str | None:
+    """Updates take products in bfloat16 by torch's autocast."""
+    if precision == "float32" or (problem := autocast_problem(device)) is None:
+        return None
+    return f"does not work here: {problem}; choose precision=float32."
 
 
-class CapturedStep:
-    """An update captured as one CUDA graph: a batch is copied into its own buffers, then a single launch runs it.
-
-    The first updates run normally on a stream of their own, as a capture needs; so does any batch of another form.
-    Returned tensors are the graph's own, valid until the next update.
-
-    Args:
-        step: the update; all it reads and changes besides the batch must stay at its place in memory.
-        generator: the random numbers that it draws.
-    """
-
-    _WARM_UP = 3
-
-    def __init__(self, step: Step, generator: torch.Generator) -> None:
-        self._step = step
-        self._generator = generator
-        self._stream = torch.cuda.Stream(generator.device)
-        self._runs = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        if self._graph is None and self._runs == self._WARM_UP:
-            self._capture(batch)
-        if self._graph is None or _form(batch) != _form(self._batch):
-            self._runs += 1
-            return self._on_own_stream(batch)
-        for own, given in zip(self._batch.tensors(), batch.tensors(), strict=True):
-            own.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return self._metrics
-
-    def _on_own_stream(self, batch: Batch) -> dict[str, Tensor]:
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            metrics = self._step(batch)
-        current.wait_stream(self._stream)
-        return metrics
-
-    def _capture(self, batch: Batch) -> None:
-        self._batch = batch.clone()
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._generator)
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._metrics = self._step(self._batch)
-        self._graph = graph
+def _slow(precision: str, device: torch.device) -> str | None:
+    if precision == "float32" or device.type != "cpu" or (problem := half_product_problem(torch.bfloat16)) is None:
+        return None
+    return f"{problem}; precision=float32 is faster."
 
 
-def _form(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(values.shape, values.dtype) for values in batch.tensors()]
+UPDATES = Purpose(
+    work="updates",
+    asker="this run",
+    precisions=_PRECISIONS,
+    unknown=f"is unknown for training; choose {' or '.join(_PRECISIONS)}.",
+    precision_problem=_precision_problem,
+    slow=_slow,
+    compile_problem=compile_problem,
+)

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
+from tdmpc2.execution import CapturedFunction, Execution
 from tdmpc2.losses import (
     LossTerms,
     LossWeights,
@@ -25,7 +26,7 @@ from tdmpc2.losses import (
 from tdmpc2.model import WorldModel
 from tdmpc2.objectives import Objective, RewardDistillation
 from tdmpc2.ranges import MOST_FLOAT, check_range, check_share
-from tdmpc2.training.execution import CapturedStep, Execution
+from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.ranks import Ranks
 
 P = ParamSpec("P")
@@ -87,7 +88,7 @@ class Learner:
         self.model = model.eval()
         self.terms = LossTerms(weights, (RewardDistillation(weights.d_coef),) if objectives is None else objectives)
         self.settings = optimiser
-        self.execution = (execution or Execution()).possible(device)
+        self.execution = (execution or Execution()).supported_on(device, UPDATES)
         self.ranks = ranks or Ranks()
         if self.execution.cudagraphs and self.ranks.size > 1:
             raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
@@ -116,7 +117,7 @@ class Learner:
         self._move_target = get_ema_multi_avg_fn(1 - optimiser.tau)
         self._world_losses = self._compiled(world_model_losses)
         self._policy_terms = self._compiled(policy_terms)
-        self._captured: CapturedStep | None = None
+        self._captured: CapturedFunction | None = None
 
     def update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         """Takes one step and returns its scalars as tensors on the device: nothing here waits for it.
@@ -135,8 +136,14 @@ class Learner:
         if not self.execution.cudagraphs or noise is not None:
             return self._update(batch, noise)
         if self._captured is None:
-            self._captured = CapturedStep(self._update, self.noise)
-        return self._captured(batch)
+            self._captured = CapturedFunction(
+                lambda **tensors: self._update(Batch(**tensors)),
+                self.discounts.device,
+                generators=[self.noise],
+                repeatable=False,  # the runs before the capture are updates
+                copy_outputs=False,
+            )
+        return self._captured(batch.tensors())
 
     def _update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         model, w = self.model, self.terms.weights

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 
 from tdmpc2.evaluation.runner import EvaluationSettings
+from tdmpc2.execution import Execution
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_ROUNDS, MOST_SEED, MOST_SLICES, MOST_STEPS, check_whole
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet
-from tdmpc2.training.execution import Execution
+from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.learner import OptimiserSettings
 
 Resume = Literal["never", "always", "auto"]
@@ -59,6 +60,7 @@ class TrainSettings:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        UPDATES.check_precision(self.execution.precision)
         check_whole("batch_size", self.batch_size, 1, MOST_SLICES)
         check_whole("horizon", self.horizon, 1, MOST_ROUNDS)
         for name in ("steps", "log_freq", "state_freq"):

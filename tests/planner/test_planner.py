@@ -26,8 +26,9 @@ from torch import Tensor
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
+from tdmpc2.execution import Execution
 from tdmpc2.model import WorldModel
-from tdmpc2.planner import Plan, PlanExecution, Planner, PlannerSettings, PlanNoise
+from tdmpc2.planner import Plan, Planner, PlannerSettings, PlanNoise
 
 
 def rows(noise: PlanNoise, index: int) -> PlanNoise:
@@ -66,7 +67,7 @@ def test_released_student_decides_as_the_reference(
 ) -> None:
     g = tensors(student_decisions(shared_golden), device)
     model, tasks, _ = load_model(shared_checkpoints / RELEASED, "mt30", device)
-    execution = PlanExecution(compile=compiled)
+    execution = Execution(compile=compiled)
     planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()).to(device), execution)
     if planner.execution != execution:
         pytest.skip("nothing can be compiled here")

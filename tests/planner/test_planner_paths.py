@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +29,12 @@ from run_fixtures import TINY_PLANNER, run_program, tiny_run
 
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
-from tdmpc2.model import capabilities, layers
+from tdmpc2.execution import Execution, capabilities
+from tdmpc2.model import layers
 from tdmpc2.model.layers import Layer
-from tdmpc2.planner import Plan, PlanExecution, Planner, PlanNoise, native
+from tdmpc2.planner import PLANS, Plan, Planner, PlanNoise, native
 from tdmpc2.planner.fused import FusedModel
 from tdmpc2.planner.kernels import Dense, Kernels
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from plain_planner import PlainPlanner
 
 
 def plan_with(planner: Planner, device: str = "cpu", trace: bool = True) -> Plan:
@@ -66,17 +63,9 @@ def in_the_models_order(layout: FusedModel, z: torch.Tensor) -> torch.Tensor:
     return z[..., layout.order.argsort()]
 
 
-def test_the_benchmarks_plain_planner_plans_the_same() -> None:
-    obs, task, warm, noise = golden_plan(golden())
-    plain = PlainPlanner(small_model(), SMALL_PLAN, gammas()).plan(obs, task, warm, noise)
-    figures = tensors(group(golden(), "plan_out"))
-    assert_close(plain.mean, figures["mean"])
-    assert_close(plain.action, figures["action"])
-
-
 def test_compiled_plans_equal_the_reference() -> None:
     needs_compiler()
-    check(plan_with(Planner(small_model(), SMALL_PLAN, gammas(), PlanExecution(compile=True))))
+    check(plan_with(Planner(small_model(), SMALL_PLAN, gammas(), Execution(compile=True))))
 
 
 @torch.no_grad()
@@ -189,7 +178,7 @@ def test_plans_without_onednn_equal_the_reference(monkeypatch: pytest.MonkeyPatc
     torch.backends.mkldnn.set_flags(False)  # plain products do without as well
     try:
         check(plan_with(Planner(small_model(), SMALL_PLAN, gammas())))
-        half = plan_with(Planner(small_model(), SMALL_PLAN, gammas(), PlanExecution(precision="bfloat16")))
+        half = plan_with(Planner(small_model(), SMALL_PLAN, gammas(), Execution(precision="bfloat16")))
     finally:
         torch.backends.mkldnn.set_flags(was_enabled)
     assert half.action.isfinite().all()
@@ -197,8 +186,8 @@ def test_plans_without_onednn_equal_the_reference(monkeypatch: pytest.MonkeyPatc
 
 def slow_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU whose products in half types are emulated."""
-    for room in ("model.layers", "planner.kernels", "planner.execution", "training.execution"):
-        monkeypatch.setattr(f"tdmpc2.{room}.half_product_problem", lambda dtype: "they are emulated")
+    for module in ("model.layers", "planner.kernels", "planner.execution", "training.execution"):
+        monkeypatch.setattr(f"tdmpc2.{module}.half_product_problem", lambda dtype: "they are emulated")
 
 
 @torch.no_grad()
@@ -215,7 +204,7 @@ def test_where_half_products_are_slow_half_numbers_are_multiplied_in_float32(mon
         layer = Layer(33, 9, "none", heads=lead[0] if lead else None)
         layer.load_state_dict({"weight": weight, "bias": bias})
         torch.testing.assert_close(layer.to(half)(x.to(half)), exact.to(half), rtol=2**-7, atol=1e-6)
-    rounded = plan_with(Planner(small_model(), SMALL_PLAN, gammas(), PlanExecution(precision="bfloat16")))
+    rounded = plan_with(Planner(small_model(), SMALL_PLAN, gammas(), Execution(precision="bfloat16")))
     full = plan_with(Planner(small_model(), SMALL_PLAN, gammas()))
     assert rounded.values is not None and full.values is not None
     drawn = slice(SMALL_PLAN.num_pi_trajs, None)
@@ -256,7 +245,7 @@ def test_half_precision_moves_values_a_little(device: str, precision: str) -> No
     """The tiny model has large random weights. The first round's Gaussian candidates are the same in any arithmetic."""
     if precision == "float16" and device == "cpu":
         pytest.skip("float16 plans need CUDA")
-    execution = PlanExecution(precision=precision)
+    execution = Execution(precision=precision)
     half = plan_with(Planner(small_model(device), SMALL_PLAN, gammas(device), execution), device)
     full = plan_with(Planner(small_model(device), SMALL_PLAN, gammas(device)), device)
     assert half.values is not None and full.values is not None
@@ -268,7 +257,7 @@ def test_half_precision_moves_values_a_little(device: str, precision: str) -> No
 def test_half_precision_on_the_released_student(shared_checkpoints: Path, shared_golden: Path) -> None:
     g = tensors(student_decisions(shared_golden))
     model, tasks, _ = load_model(shared_checkpoints / RELEASED, "mt30", "cpu")
-    planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()), PlanExecution(precision="bfloat16"))
+    planner = Planner(model, STUDENT_PLAN, torch.from_numpy(tasks.discounts()), Execution(precision="bfloat16"))
     names = [f"{name}{step}" for name in "abc" for step in "01"]
 
     def of(key: str) -> torch.Tensor:
@@ -283,7 +272,7 @@ def test_half_precision_on_the_released_student(shared_checkpoints: Path, shared
 
 
 def test_single_task_models_and_no_gaussian_samples_plan_in_bfloat16() -> None:
-    execution = PlanExecution(precision="bfloat16")
+    execution = Execution(precision="bfloat16")
     settings = replace(SMALL_PLAN, num_pi_trajs=SMALL_PLAN.num_samples)
     planner = Planner(single_task_model(), settings, torch.tensor([0.97]), execution)
     noise = planner.draw_noise(2, torch.Generator().manual_seed(0))
@@ -292,19 +281,19 @@ def test_single_task_models_and_no_gaussian_samples_plan_in_bfloat16() -> None:
 
 def test_what_a_cpu_cannot_do_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(UserError, match="precision=int8 is unknown"):
-        PlanExecution(precision="int8")
+    with pytest.raises(UserError, match="precision=int8 is unknown; choose one of float32, float16, bfloat16"):
+        Execution(precision="int8").check(cpu, PLANS)
     with pytest.raises(UserError, match="precision=float16 needs CUDA; on a CPU use bfloat16"):
-        PlanExecution(precision="float16").possible(cpu)
+        Execution(precision="float16").supported_on(cpu, PLANS)
     with pytest.raises(UserError, match="cudagraphs=true needs a CUDA device"):
-        PlanExecution(cudagraphs=True).possible(cpu)
+        Execution(cudagraphs=True).supported_on(cpu, PLANS)
     monkeypatch.setattr("tdmpc2.planner.execution.cpu_has_bfloat16", lambda: False)
-    assert PlanExecution(precision="bfloat16").possible(cpu).precision == "bfloat16"
+    assert Execution(precision="bfloat16").supported_on(cpu, PLANS).precision == "bfloat16"
     said = capsys.readouterr().err
     assert "precision=bfloat16 is slow here" in said and "precision=float32 is faster" in said
     assert said.count("\n") == 1
     monkeypatch.setattr("tdmpc2.planner.execution.build_problem", lambda: "no compiler")
-    assert not PlanExecution(compile=True).possible(cpu).compile
+    assert not Execution(compile=True).supported_on(cpu, PLANS).compile
     assert "plans run eagerly: no compiler" in capsys.readouterr().err
 
 
@@ -341,7 +330,7 @@ def test_a_benchmark_goes_on_without_what_is_not_possible(tmp_path: Path) -> Non
 def cuda_planner(**choices: object) -> Planner:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    return Planner(small_model("cuda"), SMALL_PLAN, gammas("cuda"), PlanExecution(**choices))  # type: ignore[arg-type]
+    return Planner(small_model("cuda"), SMALL_PLAN, gammas("cuda"), Execution(**choices))  # type: ignore[arg-type]
 
 
 def noise_like(noise: PlanNoise, seed: int) -> PlanNoise:

@@ -20,9 +20,9 @@ from torch import Tensor
 from tdmpc2.checkpointing import read_checkpoint
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
+from tdmpc2.execution import Execution, capabilities
 from tdmpc2.losses import LossWeights
-from tdmpc2.model import capabilities
-from tdmpc2.training import Execution, Learner, OptimiserSettings, Ranks
+from tdmpc2.training import UPDATES, Learner, OptimiserSettings, Ranks
 from tdmpc2.training import execution as execution_module
 
 # Distillation's MSE of two decoded rewards is the most sensitive of the losses to rounding.
@@ -140,20 +140,20 @@ def test_bfloat16_products_that_are_slow_or_do_not_work_are_said(
 ) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(execution_module, "half_product_problem", lambda dtype: "they are emulated")
-    assert Execution(precision="bfloat16").possible(cpu).precision == "bfloat16"
+    assert Execution(precision="bfloat16").supported_on(cpu, UPDATES).precision == "bfloat16"
     said = capsys.readouterr().err
     assert said == "precision=bfloat16 is slow here: they are emulated; precision=float32 is faster.\n"
-    assert Execution().possible(cpu) == Execution() and not capsys.readouterr().err
+    assert Execution().supported_on(cpu, UPDATES) == Execution() and not capsys.readouterr().err
     monkeypatch.setattr(execution_module, "autocast_problem", lambda device: "no such products")
     with pytest.raises(
         UserError, match="precision=bfloat16 does not work here: no such products; choose precision=float32"
     ):
-        Execution(precision="bfloat16").possible(cpu)
+        Execution(precision="bfloat16").supported_on(cpu, UPDATES)
 
 
 def test_code_compiled_for_another_processor_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     """torch's own cache does not tell them apart, and the process would end in "double free or corruption"."""
-    probe = "import torch; from tdmpc2.model.capabilities import compile_problem as p; print(p(torch.device('cpu')))"
+    probe = "import torch; import tdmpc2.execution.capabilities as c; print(c.compile_problem(torch.device('cpu')))"
     said = []
     for older in ({"ATEN_CPU_CAPABILITY": "avx2"}, {}):
         changes = {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **older}
@@ -175,7 +175,7 @@ def test_choices_that_cannot_be() -> None:
     with pytest.raises(UserError, match="cudagraphs=true needs a CUDA device, and this run is on cpu"):
         learner_on("cpu", Execution(cudagraphs=True))
     with pytest.raises(UserError, match="precision=float16 is unknown for training; choose float32 or bfloat16"):
-        Execution(precision="float16")
+        Execution(precision="float16").check(torch.device("cpu"), UPDATES)
     with pytest.raises(UserError, match="batch_size 5 cannot be shared out evenly over 2 processes"):
         Ranks(1, 2).part(5)
 

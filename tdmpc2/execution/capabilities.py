@@ -38,7 +38,7 @@ def packed_product_problem(dtype: torch.dtype) -> str | None:
 
 
 def packed_weight(weight: Tensor) -> Tensor:
-    """A weight [out, in] in oneDNN's own layout; only where `packed_product_problem` is None."""
+    """A weight [out, in] in the layout that oneDNN multiplies; only where `packed_product_problem` is None."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return packed
 
