@@ -1,1 +1,1 @@
-"""The programs: each module has a `main` that only wires rooms together; `tdmpc2.launch` starts them."""
+"""The programs: each module has a `main` that only wires packages together; `tdmpc2.launch` starts them."""

@@ -16,7 +16,7 @@ import math
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from tdmpc2.errors import UserError, printable, system_reason
 from tdmpc2.evaluation.results import load_json
@@ -26,6 +26,9 @@ from tdmpc2.reporting.tables import Style, format_table
 
 _KEYS = {"label", "bytes", "published", "results", "side", "source"}
 _MOST_BYTES = 1 << 50
+_MOST_POINTS = 100
+_LONGEST = 80
+_LABEL = f"printable text of 1 to {_LONGEST} characters"
 
 
 def read_points(path: Path) -> tuple[str, list[SizedScore]]:
@@ -43,11 +46,17 @@ def read_points(path: Path) -> tuple[str, list[SizedScore]]:
         raise UserError(f"{path} is not valid JSON: {printable(error)}.") from None
     if not isinstance(content, dict) or not isinstance(content.get("points"), list) or not content["points"]:
         raise UserError(f"{path}: 'points' is missing or empty, expected a list of objects.")
+    if len(content["points"]) > _MOST_POINTS:
+        raise UserError(f"{path}: 'points' has {len(content['points'])} entries, expected at most {_MOST_POINTS}.")
     title = content.get("title")
-    if not isinstance(title, str):
-        raise UserError(f"{path}: 'title' is {reprlib.repr(title)}, expected text.")
+    if not _is_label(title):
+        raise UserError(f"{path}: 'title' is {reprlib.repr(title)}, expected {_LABEL}.")
     points = [_point(path, f"points[{index}]", given) for index, given in enumerate(content["points"])]
     return title, points
+
+
+def _is_label(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()
 
 
 def _point(path: Path, where: str, given: Any) -> SizedScore:
@@ -60,8 +69,8 @@ def _point(path: Path, where: str, given: Any) -> SizedScore:
         raise UserError(f"{path}: '{where}' has the unknown key '{printable(unknown[0])}'; known: {sorted(_KEYS)}.")
     label, size, side = given.get("label"), given.get("bytes", 0), given.get("side", "right")
     published, results = given.get("published"), given.get("results")
-    if not isinstance(label, str) or not label:
-        raise wrong("label", "text")
+    if not _is_label(label):
+        raise wrong("label", _LABEL)
     if not whole_number(size, 1, _MOST_BYTES):
         raise wrong("bytes", "a whole number of at least 1")
     if side not in get_args(Side):

@@ -237,11 +237,17 @@ def _new_figure(path: str | os.PathLike[str], width: float, height: float, title
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the picture. The same figures give the same SVG: no date, and names of its parts that are not random."""
+    """Writes the picture: texts as they are, dollar signs too, which else begin a formula.
+
+    The same figures give the same SVG: it has no date, and names of its parts that are not random.
+    """
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     kind = Path(path).suffix.lower().lstrip(".")
-    with atomic_file(path) as file, rc_context({"svg.hashsalt": "tdmpc2"}):
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with atomic_file(path) as file, rc_context({"svg.hashsalt": "tdmpc2", "text.parse_math": False}):
         figure.savefig(file, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
 
 

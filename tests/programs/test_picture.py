@@ -44,7 +44,8 @@ def test_the_script_draws_and_prints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": ""}, r"'points\[1\].label' is '', expected text"),
+        ({"label": ""}, r"'points\[1\].label' is '', expected printable text"),
+        ({"label": "a\nb"}, r"'points\[1\].label' is 'a\\nb', expected printable text"),
         ({"bytes": 0.5}, r"'points\[1\].bytes' is 0.5, expected a whole number"),
         ({"published": 200}, r"'points\[1\].published' is 200, expected a score from 0 to 100"),
         ({"published": None}, r"'points\[1\]' needs one of 'published' and 'results'"),
@@ -66,7 +67,11 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     path = description(tmp_path, POINT, 3)
     with pytest.raises(UserError, match=r"'points\[1\]' is 3, expected an object"):
         read_points(path)
-    for changes, message in (({"title": 3}, "'title' is 3"), ({"points": []}, "'points' is missing or empty")):
+    for changes, message in (
+        ({"title": 3}, "'title' is 3"),
+        ({"points": []}, "'points' is missing or empty"),
+        ({"points": [POINT] * 101}, "'points' has 101 entries, expected at most 100"),
+    ):
         path.write_text(json.dumps({"title": "Scores", "points": [POINT], **changes}))
         with pytest.raises(UserError, match=message):
             read_points(path)

@@ -451,6 +451,16 @@ def test_scores_by_size_are_drawn_the_same_each_time(tmp_path: Path) -> None:
     assert pixels(tmp_path / "one.png")[0] > 0
 
 
+def test_dollar_signs_are_no_formula(tmp_path: Path) -> None:
+    odd = r"a $\frac$ b_c"
+    score_bars({odd: (1.0, None, None), "b": (2.0, 1.0, 3.0)}, tmp_path / "bars.svg", odd)
+    task_bars({odd: {odd: 1.0}, "b": {odd: 2.0}}, tmp_path / "tasks.svg", odd)
+    learning_curves({odd: [(0, 1.0)]}, tmp_path / "curve.svg", odd, odd, {odd: 2.0}, odd)
+    score_by_size([SizedScore(odd, 1.0, 2.0)], tmp_path / "size.svg", odd)
+    for name in names(tmp_path):
+        assert f"<!-- {odd}" in (tmp_path / name).read_text()
+
+
 def test_plots_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.gif.*\.png, \.svg, \.pdf"):
         score_bars({"a": (1.0, None, None)}, tmp_path / "a.gif", "")
