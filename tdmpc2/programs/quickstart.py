@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate, evaluate_to_files
-from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import model_dims
 from tdmpc2.planner import PlannerSettings
@@ -35,8 +33,8 @@ from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.reporting.plots import learning_curves, score_bars
 from tdmpc2.reporting.progress import Progress
+from tdmpc2.reporting.report import AgentScores, Report, scores_table
 from tdmpc2.reporting.sinks import metric_series, read_metrics
-from tdmpc2.reporting.tables import format_table
 from tdmpc2.rollout import AgentController, Controller, RandomController
 from tdmpc2.rollout.collecting import collect
 from tdmpc2.tasks import TaskSet
@@ -52,6 +50,8 @@ COLLECTIONS: tuple[tuple[str, int, float], ...] = (
     ("teacher prior", 6, 0.3),
     ("teacher prior", 4, 0.1),
 )
+FACTS = ("parameters", "file (MiB)")
+"""What the report's table says of an agent itself."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,34 @@ def cast_to_half(checkpoint: Path, target: Path) -> int:
     return save_checkpoint(target, quantised.tensors, metadata)
 
 
+def facts_of(checkpoint: Path) -> tuple[str, str]:
+    """The cells under `FACTS`: numbers without target Q, and the size of the file."""
+    tensors = read_checkpoint(checkpoint).tensors
+    count = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("target"))
+    return f"{count:,}", f"{checkpoint.stat().st_size / 2**20:.2f}"
+
+
+def agent_scores(result: EvaluationResult, facts: Sequence[str]) -> AgentScores:
+    score = result.score()
+    interval = None if score.interval is None else (score.interval.low, score.interval.high)
+    means = {task: sum(returns) / len(returns) for task, returns in result.returns().items()}
+    return AgentScores(result.label, facts, means, score.value, interval)
+
+
 def write_report(
     folder: Path,
     plan: Plan,
     device: torch.device,
     results: Mapping[str, EvaluationResult],
     facts: Mapping[str, Sequence[str]],
-    curves: Mapping[str, list[tuple[int, float]]],
+    curves: Mapping[str, Sequence[tuple[int, float]]],
     teacher_prior: float,
     minutes: float,
 ) -> str:
     """Writes the plots, report.md and report.json; returns the table that is printed too."""
-    scores = {label: result.score() for label, result in results.items()}
+    agents = [agent_scores(result, facts[label]) for label, result in results.items()]
+    comparison = compare(results["scratch"], results["distilled"])
+    first = next(iter(results.values()))
     learning_curves(
         curves,
         folder / "learning_curve.png",
@@ -154,64 +170,42 @@ def write_report(
         "normalised score (0 to 100)",
         hlines={"teacher": teacher_prior},
     )
-    bars = {
-        label: (s.value, s.interval.low if s.interval else None, s.interval.high if s.interval else None)
-        for label, s in scores.items()
-    }
-    score_bars(bars, folder / "scores.png", "Quickstart: normalised score with planning")
-    tasks = next(iter(results.values())).tasks
-    headers = ["agent", "parameters", "file (MiB)", *tasks, "score", "95% interval"]
-    rows = []
-    for label, result in results.items():
-        interval = scores[label].interval
-        span = "-" if interval is None else f"{interval.low:.1f} to {interval.high:.1f}"
-        means = [f"{sum(r) / len(r):.0f}" for r in result.returns().values()]
-        rows.append([label, *facts[label], *means, f"{scores[label].value:.1f}", span])
-    align = "l" + "r" * (len(headers) - 1)
-    comparison = compare(results["scratch"], results["distilled"])
-    machine = next(iter(results.values())).machine
-    versions = next(iter(results.values())).versions
-    lines = [
-        "# Quickstart report",
-        "",
-        f"{len(tasks)} tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M size, "
-        f"{plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data; the distilled one "
-        f"with d_coef {plan.d_coef}. Planner: {PLANNER.num_samples} samples, {PLANNER.iterations} iterations, horizon "
-        f"{PLANNER.horizon} (the papers use 512 samples and 6 iterations), exploration noise on.",
-        "",
-        format_table(headers, rows, align=align, style="markdown"),
-        "",
-        "Columns of tasks are mean episode returns (0 to 1000); the score is their mean divided by 10.",
-        "",
-        "## Distilled against scratch, episode by episode",
-        "",
-        comparison_text(comparison, style="markdown"),
-        "",
-        "One training run each: the interval says nothing about other training seeds.",
-        "",
-        "![learning curves](learning_curve.png)",
-        "",
-        "![scores](scores.png)",
-        "",
-        f"{minutes:.1f} minutes on {machine.cpu}, {machine.cores} cores, device {device}; "
-        + ", ".join(f"{k} {v}" for k, v in versions.items())
-        + ".",
-        "",
-    ]
-    atomic_write_text(folder / "report.md", "\n".join(lines))
-    content = {
+    score_bars(
+        {agent.label: agent.bar for agent in agents},
+        folder / "scores.png",
+        "Quickstart: normalised score with planning",
+    )
+    report = Report("Quickstart report")
+    report.paragraph(
+        f"{len(first.tasks)} tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M "
+        f"size, {plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data; the distilled "
+        f"one with d_coef {plan.d_coef}. Planner: {PLANNER.num_samples} samples, {PLANNER.iterations} iterations, "
+        f"horizon {PLANNER.horizon} (the papers use 512 samples and 6 iterations), exploration noise on."
+    )
+    report.paragraph(scores_table(agents, FACTS, style="markdown"))
+    report.paragraph("Columns of tasks are mean episode returns (0 to 1000); the score is their mean divided by 10.")
+    report.heading("Distilled against scratch, episode by episode")
+    report.paragraph(comparison_text(comparison, style="markdown"))
+    report.paragraph("One training run each: the interval says nothing about other training seeds.")
+    report.plot("learning_curve.png", "learning curves")
+    report.plot("scores.png", "scores")
+    versions = ", ".join(f"{package} {version}" for package, version in first.versions.items())
+    report.paragraph(
+        f"{minutes:.1f} minutes on {first.machine.cpu}, {first.machine.cores} cores, device {device}; {versions}."
+    )
+    figures = {
         "plan": asdict(plan),
         "planner": asdict(PLANNER),
-        "scores": {k: {"value": s.value, "interval": s.interval and asdict(s.interval)} for k, s in scores.items()},
-        "returns": {k: r.returns() for k, r in results.items()},
+        "scores": {agent.label: agent.to_json() for agent in agents},
+        "returns": {label: result.returns() for label, result in results.items()},
         "distilled_minus_scratch": comparison.to_json(),
         "learning_curves": curves,
         "minutes": minutes,
-        "machine": asdict(machine),
-        "versions": dict(versions),
+        "machine": asdict(first.machine),
+        "versions": dict(first.versions),
     }
-    atomic_write_text(folder / "report.json", json.dumps(finite_or_null(content), indent=1) + "\n")
-    return f"{format_table(headers, rows, align=align)}\n\n{comparison_text(comparison)}"
+    report.write(folder, finite_or_null(figures))
+    return f"{scores_table(agents, FACTS)}\n\n{comparison_text(comparison)}"
 
 
 INTERRUPTED = "interrupted; the data collected so far is kept"
@@ -253,22 +247,18 @@ def main() -> None:
     print(f"\n{rate:.1f} distillation updates a second; FP16 student: {size / 2**20:.2f} MiB\n")
 
     half_precision = "float16" if device.type == "cuda" else "float32"
-    agents: dict[str, tuple[Path, Callable[[], Agent]]] = {
-        "teacher": (TEACHER, lambda: teacher),
-        "scratch": (scratch, lambda: load_agent(scratch, device=device, planner=PLANNER)),
-        "distilled": (distilled, lambda: load_agent(distilled, device=device, planner=PLANNER)),
-        "distilled FP16": (
-            half,
-            lambda: load_agent(half, device=device, planner=PLANNER, precision=half_precision),
-        ),
+    agents: dict[str, tuple[Path, str]] = {
+        "teacher": (TEACHER, "float32"),
+        "scratch": (scratch, "float32"),
+        "distilled": (distilled, "float32"),
+        "distilled FP16": (half, half_precision),
     }
     results, facts = {}, {}
-    for label, (path, agent) in agents.items():
-        results[label] = evaluate_to_files(
-            agent(), final, label=label, configuration={"planner": asdict(PLANNER)}, folder=a.out
-        )
-        count = sum(t.numel() for n, t in read_checkpoint(path).tensors.items() if not n.startswith("target"))
-        facts[label] = [f"{count:,}", f"{path.stat().st_size / 2**20:.2f}"]
+    for label, (checkpoint, precision) in agents.items():
+        agent = load_agent(checkpoint, device=device, planner=PLANNER, precision=precision)
+        configuration = {"planner": asdict(PLANNER)}
+        results[label] = evaluate_to_files(agent, final, label=label, configuration=configuration, folder=a.out)
+        facts[label] = facts_of(checkpoint)
     minutes = (time.perf_counter() - started) / 60
     curves = {"scratch": scratch_curve, "distilled": distilled_curve}
     print()

@@ -1,4 +1,4 @@
-"""Writes synthetic episodes with a task set's widths and plausible values: to try and to measure the data package.
+"""Writes synthetic episodes with a task set's widths and plausible values: to try and to measure the store.
 
 python scripts/synthesise.py --store data/synthetic --episodes 690000 --dtype float16
 python scripts/synthesise.py --published chunk_0.pt --episodes 20000

@@ -21,8 +21,9 @@ import pytest
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_bytes, atomic_write_text, write_error
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
-from tdmpc2.reporting.plots import _spread, learning_curves, score_bars, task_bars
+from tdmpc2.reporting.plots import SizedScore, _spread, learning_curves, score_bars, score_by_size, task_bars
 from tdmpc2.reporting.progress import Progress, duration
+from tdmpc2.reporting.report import AgentScores, Report, scores_table
 from tdmpc2.reporting.sinks import ConsoleSink, TensorBoardSink, WandbSink, metric_series, read_metrics
 from tdmpc2.reporting.tables import format_table
 
@@ -434,6 +435,32 @@ def test_bars(tmp_path: Path) -> None:
     assert pixels(tmp_path / "s.png")[0] > 0 and pixels(tmp_path / "t.png")[0] > 0
 
 
+def test_scores_by_size_are_drawn_the_same_each_time(tmp_path: Path) -> None:
+    points = [
+        SizedScore("small", 1.4, 30.13, (27.56, 32.66), measured=True, side="above"),
+        SizedScore("large", 5.45, 28.12, side="below"),
+        SizedScore("other", 2.0, 5.0, side="left"),
+    ]
+    for name in ("a.svg", "b.svg"):
+        score_by_size(points, tmp_path / name, "Scores")
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn == (tmp_path / "b.svg").read_text() and "<dc:date>" not in drawn
+    for text in ("small 30.13", "large 28.12", "published", "measured here, with 95% interval"):
+        assert f"<!-- {text} -->" in drawn
+    score_by_size(points[:1], tmp_path / "one.png", "One")
+    assert pixels(tmp_path / "one.png")[0] > 0
+
+
+def test_dollar_signs_are_no_formula(tmp_path: Path) -> None:
+    odd = r"a $\frac$ b_c"
+    score_bars({odd: (1.0, None, None), "b": (2.0, 1.0, 3.0)}, tmp_path / "bars.svg", odd)
+    task_bars({odd: {odd: 1.0}, "b": {odd: 2.0}}, tmp_path / "tasks.svg", odd)
+    learning_curves({odd: [(0, 1.0)]}, tmp_path / "curve.svg", odd, odd, {odd: 2.0}, odd)
+    score_by_size([SizedScore(odd, 1.0, 2.0)], tmp_path / "size.svg", odd)
+    for name in names(tmp_path):
+        assert f"<!-- {odd}" in (tmp_path / name).read_text()
+
+
 def test_plots_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.gif.*\.png, \.svg, \.pdf"):
         score_bars({"a": (1.0, None, None)}, tmp_path / "a.gif", "")
@@ -441,6 +468,7 @@ def test_plots_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
         lambda: learning_curves({"a": []}, tmp_path / "a.png", "", ""),
         lambda: score_bars({}, tmp_path / "a.png", ""),
         lambda: task_bars({"a": {}}, tmp_path / "a.png", ""),
+        lambda: score_by_size([], tmp_path / "a.png", ""),
     ):
         with pytest.raises(UserError, match="nothing to draw"):
             draw()
@@ -452,3 +480,42 @@ def test_labels_are_spread_as_little_as_needed() -> None:
     assert _spread([0.1, 0.5], 0.1) == [0.1, 0.5]
     assert _spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     assert _spread([0.4, 0.41, 0.42, 0.9], 0.1) == pytest.approx([0.31, 0.41, 0.51, 0.9])
+
+
+# Reports
+
+
+def agent(label: str, **changes: object) -> AgentScores:
+    values = {"facts": ("1.40",), "returns": {"cup-spin": 700.4, "fish-swim": 99.6}, "score": 40.0, "interval": None}
+    return AgentScores(label, **(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_report_is_written_in_order(tmp_path: Path) -> None:
+    report = Report("Title")
+    report.paragraph("First.")
+    report.heading("Then")
+    report.plot("scores.png", "scores")
+    assert names(tmp_path) == []
+    report.write(tmp_path / "new", {"scores": agent("a", interval=(39.0, 41.0)).to_json()})
+    assert names(tmp_path / "new") == ["report.json", "report.md"]
+    assert (tmp_path / "new" / "report.md").read_text() == "# Title\n\nFirst.\n\n## Then\n\n![scores](scores.png)\n"
+    written = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert written == {"scores": {"value": 40.0, "interval": {"low": 39.0, "high": 41.0}}}
+
+
+def test_a_report_refuses_what_json_cannot_say(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Report("Title").write(tmp_path, {"score": math.nan})
+    assert names(tmp_path) == []
+
+
+def test_a_table_of_agents() -> None:
+    rows = scores_table([agent("a"), agent("b", interval=(39.04, 41.0))], ["file (MiB)"]).split("\n")
+    assert rows[0].split("  ") == ["agent", "file (MiB)", "cup-spin", "fish-swim", "score", "95% interval"]
+    assert rows[2].split() == ["a", "1.40", "700", "100", "40.0", "-"]
+    assert rows[3].split() == ["b", "1.40", "700", "100", "40.0", "39.0", "to", "41.0"]
+    assert agent("a").bar == (40.0, None, None) and agent("a", interval=(1.0, 2.0)).bar == (40.0, 1.0, 2.0)
+    with pytest.raises(ValueError, match="b has tasks"):
+        scores_table([agent("a"), agent("b", returns={"cup-spin": 1.0})], ["file (MiB)"])
+    with pytest.raises(ValueError, match="no agents"):
+        scores_table([], [])
