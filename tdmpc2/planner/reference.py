@@ -77,7 +77,7 @@ class ReferencePlanner:
             mean = (w * elites).sum(2) * mask
             std = (w * (elites - mean[:, :, None]).square()).sum(2).sqrt().clamp(s.min_std, s.max_std) * mask
 
-        # An elite drawn by weight: the first whose cumulated weight exceeds a uniform number. Its first action is taken.
+        # Of an elite drawn by weight, the first whose cumulated weight exceeds a uniform number, the first action.
         rank = noise.elite_rank
         if rank is None:
             rank = (weight.cumsum(1) <= noise.elite[:, None]).sum(1).clamp(max=s.num_elites - 1)
