@@ -8,7 +8,7 @@ A file and a store to measure with: python scripts/synthesise.py. Batches are 25
 
 import   the time of scripts/import_data.py, program start and fsync included, beside that of copying the same file
          (read, write, fsync), with the file in the page cache and dropped from it; and the import's peak memory
-open     in a fresh process: opening, mapping, making the sampler, and what memory of its own that takes
+open     in a fresh process: opening, mapping, making the sampler, and what memory that takes besides the files
 verify   reading the store and comparing all checksums
 warm     batches from the page cache, which the whole store is read into first: the first ones, which also enter the
          pages into the process's table, and the later ones; and with the prefetcher's threads
@@ -77,12 +77,12 @@ def drop_from_cache(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-    if (share := resident(path)) > 0:
-        raise UserError(f"{path}: {share:.1%} of it stayed in the page cache; end what else has it mapped.")
+    if (left := resident(path)) > 0:
+        raise UserError(f"{path}: {left:.1%} of it stayed in the page cache; end what else has it mapped.")
 
 
 def resident(path: Path) -> float:
-    """The share of a file's pages that the page cache holds (mincore)."""
+    """The fraction of a file's pages that the page cache holds (mincore)."""
     content = np.memmap(path, np.uint8, mode="r")
     pages = np.zeros(-(-content.size // 4096), np.uint8)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -102,7 +102,7 @@ def read_through(path: Path) -> float:
     return time.perf_counter() - start
 
 
-def own_memory(pid: int | str = "self") -> int:
+def private_memory(pid: int | str = "self") -> int:
     """Bytes of anonymous and shared memory, without mapped files."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
@@ -181,7 +181,7 @@ def run_import(published: Path, store: Path, dtype: str) -> tuple[float, int]:
             nonlocal peak
             while not done.wait(0.02):
                 try:
-                    peak = max(peak, own_memory(program.pid))
+                    peak = max(peak, private_memory(program.pid))
                 except (OSError, KeyError):  # it has just ended
                     return
 
@@ -228,12 +228,12 @@ def measure_open(path: Path) -> list[Row]:
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from benchmarks.data import *\n"
-        "before, t0 = own_memory(), time.perf_counter()\n"
+        "before, t0 = private_memory(), time.perf_counter()\n"
         "store = EpisodeStore.open(sys.argv[1]); t1 = time.perf_counter()\n"
         "sampler = SliceSampler(store, MT30, BATCH, HORIZON, 1); t2 = time.perf_counter()\n"
         "sampler.batch(0); t3 = time.perf_counter()\n"
         "for step in range(1, 500): sampler.batch(step)\n"
-        "print(t1 - t0, t2 - t1, t3 - t2, own_memory() - before)"
+        "print(t1 - t0, t2 - t1, t3 - t2, private_memory() - before)"
     )
     rows = []
     for cache in ("held", "dropped"):
@@ -294,7 +294,7 @@ def measure_warm(path: Path, seconds: float) -> list[Row]:
 
 
 def cold_run(path: Path, announced: bool, threads: int, seconds: float) -> Row:
-    """A function of its own: what is mapped cannot be dropped, so nothing of it must outlive the run."""
+    """A function apart: what is mapped cannot be dropped, so nothing of it must outlive the run."""
     store = EpisodeStore.open(path)
     if not announced:
         store.will_read = lambda first, count: None  # type: ignore[method-assign]
@@ -382,7 +382,7 @@ class Separate:
         return out
 
 
-class Own:
+class TaskWidths:
     """The store's sampler, without announcing: all layouts are read in the plain way."""
 
     def __init__(self, path: Path) -> None:
@@ -400,11 +400,11 @@ def measure_layouts(episodes: int, scratch: Path, seconds: float) -> list[Row]:
     transitions = episodes * (MT30.episode_steps[0] + 1)
     rng = np.random.default_rng(0)
     drawn = [(rng.integers(episodes, size=BATCH), rng.integers(498, size=BATCH)) for _ in range(8000)]
-    kinds: dict[str, Callable[[], Padded | Separate | Own]] = {
+    kinds: dict[str, Callable[[], Padded | Separate | TaskWidths]] = {
         "padded rows": lambda: Padded(scratch),
         "three padded files": lambda: Separate(scratch),
-        "own widths, float32": lambda: Own(scratch / "float32"),
-        "own widths, float16": lambda: Own(scratch / "float16"),
+        "own widths, float32": lambda: TaskWidths(scratch / "float32"),
+        "own widths, float16": lambda: TaskWidths(scratch / "float16"),
     }
     write_padded(scratch)
     rows = []
@@ -424,11 +424,11 @@ def measure_layouts(episodes: int, scratch: Path, seconds: float) -> list[Row]:
     return [{**row, "warm, median/s": warm[row[""]]} for row in rows]
 
 
-def cold_layout(layout: Padded | Separate | Own, drawn: list[tuple[Any, Any]]) -> Row:
+def cold_layout(layout: Padded | Separate | TaskWidths, drawn: list[tuple[Any, Any]]) -> Row:
     return batches_per_second(lambda n: layout.batch(*drawn[n]), 0, 1e9, len(drawn))
 
 
-def warm_layout(layout: Padded | Separate | Own, drawn: list[tuple[Any, Any]]) -> Callable[[int], object]:
+def warm_layout(layout: Padded | Separate | TaskWidths, drawn: list[tuple[Any, Any]]) -> Callable[[int], object]:
     return lambda n: layout.batch(*drawn[n % len(drawn)])
 
 
@@ -439,7 +439,7 @@ def gathers(sampler: SliceSampler) -> dict[str, Callable[[int], object]]:
     values = store.rows
     with warnings.catch_warnings():  # torch has no tensors that cannot be written to; none is
         warnings.simplefilter("ignore")
-        shared = torch.from_numpy(values)
+        tensor = torch.from_numpy(values)
     width = store.header.widths
     at = np.zeros((LENGTH, len(tasks), columns), np.int64)
     held = np.zeros((len(tasks), columns), np.float32)
@@ -463,19 +463,19 @@ def gathers(sampler: SliceSampler) -> dict[str, Callable[[int], object]]:
 
     def by_torch(step: int) -> object:
         task, first = drawn(step)
-        picked = shared[torch.from_numpy(at[:, task] + first[None, :, None])].float()
+        picked = tensor[torch.from_numpy(at[:, task] + first[None, :, None])].float()
         return picked * torch.from_numpy(held[task])
 
     def by_task(step: int) -> object:
         task, first = drawn(step)
         out = np.zeros((LENGTH, BATCH, columns), np.float32)
         for k in np.unique(task):
-            own = np.flatnonzero(task == k)
-            rows = runs[k][first[own]].reshape(len(own), LENGTH, -1).swapaxes(0, 1)
+            here = np.flatnonzero(task == k)
+            rows = runs[k][first[here]].reshape(len(here), LENGTH, -1).swapaxes(0, 1)
             o = tasks.obs_dims[k]
-            out[:, own, :o] = rows[..., :o]
-            out[:, own, tasks.obs_dim : tasks.obs_dim + tasks.action_dims[k]] = rows[..., o:-1]
-            out[:, own, -1] = rows[..., -1]
+            out[:, here, :o] = rows[..., :o]
+            out[:, here, tasks.obs_dim : tasks.obs_dim + tasks.action_dims[k]] = rows[..., o:-1]
+            out[:, here, -1] = rows[..., -1]
         return out
 
     return {
@@ -519,7 +519,7 @@ def measure_torchrl(episodes: int, scratch: Path, seconds: float) -> list[Row]:
             sampler=TorchrlSliceSampler(slice_len=LENGTH, traj_key="episode", cache_values=True, strict_length=True),
             batch_size=BATCH * LENGTH,
         )
-        before, start = own_memory(), time.perf_counter()
+        before, start = private_memory(), time.perf_counter()
         for first in range(0, len(store), 256):
             block = store.read_episodes(first, min(first + 256, len(store)))
             count = block.reward.size
@@ -545,20 +545,20 @@ def measure_torchrl(episodes: int, scratch: Path, seconds: float) -> list[Row]:
                 "fill s": filled,
                 "first batch ms": first_batch * 1e3,
                 "median/s": rate["median/s"],
-                "own memory MB": (own_memory() - before) / 1e6,
+                "own memory MB": (private_memory() - before) / 1e6,
             }
         )
         del buffer, held
         shutil.rmtree(folder, ignore_errors=True)
-    before = own_memory()
+    before = private_memory()
     sampler = SliceSampler(EpisodeStore.open(path), MT30, BATCH, HORIZON, 1)
     start = time.perf_counter()
     sampler.batch(0)
     first_batch = time.perf_counter() - start
     batches_per_second(sampler.batch, 0, 1e9, 2000)
     rate = batches_per_second(sampler.batch, 2000, seconds)
-    own = {"": "this store, float32", "GB": store.num_bytes / 1e9, "first batch ms": first_batch * 1e3}
-    rows.append({**own, "median/s": rate["median/s"], "own memory MB": (own_memory() - before) / 1e6})
+    ours = {"": "this store, float32", "GB": store.num_bytes / 1e9, "first batch ms": first_batch * 1e3}
+    rows.append({**ours, "median/s": rate["median/s"], "own memory MB": (private_memory() - before) / 1e6})
     return rows
 
 

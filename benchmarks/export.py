@@ -3,7 +3,7 @@
 python benchmarks/export.py ../shared/checkpoints/mt30_1M_steps_045dist_fp16.pt --task mt30 --threads 1
 
 One environment, the papers' planner. Each of --rounds rounds times every agent once; the table shows medians, and the
-ratio to the torch agent's in the same rounds. Also timed: importing and loading, each in a process of its own.
+ratio to the torch agent's in the same rounds. Also timed: importing and loading, each in a new process.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python benchmarks/kernels.py                       # plain torch calls, eager, through torch.compile, in C
 python benchmarks/kernels.py --rows 64 --repeats 500
 
-Shapes are those of the 1M model and one environment's 512 trajectories. "plain" is torch's own layer_norm, mish and
+Shapes are those of the 1M model and one environment's 512 trajectories. "plain" is torch's layer_norm, mish and
 softmax in the model's layout; "compiled" for LayerNorm and Mish is the formula of the C function. Medians; the ways
 take turns.
 """

@@ -58,7 +58,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Error:
-    """Of one output: mean and largest absolute difference, and the output's own mean absolute value."""
+    """Of one output: mean and largest absolute difference, and the output's mean absolute value."""
 
     mean: float
     largest: float
@@ -163,8 +163,8 @@ def table(rows: list[Measured]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a student of floats, released or own")
-    parser.add_argument("--task", help="its task set; default its own, mt30 for a released file")
+    parser.add_argument("checkpoint", type=Path, help="a student of floats, released or trained here")
+    parser.add_argument("--task", help="its task set; default the one it names, mt30 for a released file")
     parser.add_argument("--observations", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--scheme", nargs="+", default=list(SCHEMES))
     parser.add_argument("--plans", type=int, default=30, help="how many rows are planned for, for the plan's error")

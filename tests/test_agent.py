@@ -58,10 +58,10 @@ def test_environments_planned_on_several_threads_get_the_same_actions(compiled: 
             found.append((action, warm))
             assert torch.get_num_threads() == threads
         agent.generator = torch.Generator().manual_seed(3)  # one generator for all: drawn in order
-        shared = agent.act(obs, task)
+        drawn_in_order = agent.act(obs, task)
         torch.set_num_threads(1)
         agent.generator = torch.Generator().manual_seed(3)
-        torch.testing.assert_close(agent.act(obs, task, first=[True] * 5), shared, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(agent.act(obs, task, first=[True] * 5), drawn_in_order, rtol=1e-4, atol=1e-5)
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*found, strict=True):

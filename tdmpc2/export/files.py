@@ -35,7 +35,7 @@ def export_agent(
     """Writes the graphs, `agent.json` and the program that runs them; returns the bytes of each file.
 
     Quantised checkpoints are exported by the floats that they stand for, in float32. `agent.json` holds the
-    checksums of the graphs and its own, and is written last: a folder of an interrupted export is refused by the agent.
+    checksums of the graphs and of itself, and is written last: the agent refuses the folder of an interrupted export.
 
     Args:
         checkpoint: a released `.pt` file or this project's `.safetensors`.

@@ -156,18 +156,18 @@ class _Builder:
         d = self.model.dims
         actions = 0 if action is None else d.action_dim
         weight = leaf["weight"].T
-        own = weight.shape[0] - d.task_dim - actions
+        inputs = weight.shape[0] - d.task_dim - actions  # x has so many
         bias = leaf["bias"][None].astype(np.float64)
         if self.model.multitask:
-            bias = bias + self.model.embedding() @ weight[own : own + d.task_dim].astype(np.float64)
+            bias = bias + self.model.embedding() @ weight[inputs : inputs + d.task_dim].astype(np.float64)
         constant = self.of_task(f"{name}.task_bias", bias, rows=not name.startswith("encoder"))
-        matrix = self.constant(f"{name}.weight", np.concatenate([weight[:own], weight[own + d.task_dim :]]))
+        matrix = self.constant(f"{name}.weight", np.concatenate([weight[:inputs], weight[inputs + d.task_dim :]]))
         if action is None:
             return self.op("Add", self.op("MatMul", x, matrix), constant)
         if not alone:
             return self.op("Add", self.op("MatMul", self.op("Concat", x, action, axis=-1), matrix), constant)
         # Runtimes fold this split of a constant when they load the file.
-        for_x, for_action = self.ops("Split", matrix, self.indices(own, actions), count=2, axis=0)
+        for_x, for_action = self.ops("Split", matrix, self.indices(inputs, actions), count=2, axis=0)
         start = self.op("Add", self.op("MatMul", x, for_x), constant)
         return self.op("Add", self.op("MatMul", action, for_action), start)
 

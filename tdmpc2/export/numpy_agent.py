@@ -136,7 +136,7 @@ class OnnxAgent:
         first: Sequence[bool] | Array | None = None,
         greedy: bool = False,
     ) -> Array:
-        """Plans one decision for N environments, each continuing its own last plan.
+        """Plans one decision for N environments, each continuing its last plan.
 
         Args:
             obs: [N, O], zero-padded to the task set's width.
@@ -172,7 +172,7 @@ class OnnxAgent:
         return plan.action
 
     def draw_noise(self, count: int) -> Noise:
-        """Noise for `count` environments from the agent's own generator."""
+        """Noise for `count` environments from the agent's generator."""
         p, a = self.planner, self.action_dim
         iterations, horizon, samples, prior = (p[n] for n in ("iterations", "horizon", "num_samples", "num_pi_trajs"))
 

@@ -4,7 +4,8 @@ Read `reference` first: the algorithm written plainly. `mppi` and `fused` comput
 """
 
 from tdmpc2.planner.execution import PLANS
-from tdmpc2.planner.mppi import Plan, Planner, PlanNoise
+from tdmpc2.planner.mppi import Planner
+from tdmpc2.planner.plan import Plan, PlanNoise
 from tdmpc2.planner.reference import ReferencePlanner
 from tdmpc2.planner.settings import PlannerSettings
 

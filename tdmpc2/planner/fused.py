@@ -4,18 +4,20 @@ Every network begins with a product of latent, task embedding and action, and a 
 
     W [z; e; a] + b  =  Wz z + We e + Wa a + b
 
-The terms differ in how many of them there are. In a plan of I rounds of S trajectories of H steps:
+The terms change at different rates in a plan, whose rounds all follow S trajectories from one latent for H steps:
 
-- We e + b depends on the environment's task alone: taken once a plan for each network (`Start.step`, `policy`,
-  `value`), and added to all rows of its trajectories.
-- Wz z at a plan's first step is the same for all trajectories, which start in one latent: taken once a plan as well
-  (`Start.first_step`, `first_policy`). What is left there for each trajectory is Wa a, of 6 numbers
-  instead of 134 with the 1M model, and for the policy, which sees no action, nothing.
-- Wz z + Wa a of later steps and of the terminal value differs by trajectory: one product, of [z; a].
+- We e + b changes with the environment's task alone. It is taken once a plan for each network (`Start.step`, `policy`,
+  `value`), and added to the rows of all trajectories.
+- Wz z is the same for all trajectories at their first step. It is taken once a plan as well (`Start.first_step`,
+  `first_policy`); what is left there for each trajectory is Wa a, of 6 numbers instead of 134 with the 1M model, and
+  for the policy, which sees no action, nothing.
+- Wz z + Wa a of later steps and of the terminal value changes with the trajectory: one product, of [z; a].
 
-These sums of some of the terms are called partial products. Weights have the arithmetic's type, packed once where the
-CPU's library can. Latents are in `kernels.simnorm_order`, and weights with them. Normalisation, decoding and whatever
-is added up over a plan are in float32. `reference.py` is the same without any of this.
+What is taken once, a sum of some of the terms, is called a partial product. `reference.py` is the same without any of
+this, and a test holds the two equal.
+
+Weights have the arithmetic's type, packed once where the CPU's library can. Latents are in `kernels.simnorm_order`, and
+weights with them. Normalisation, decoding and whatever is added up over a plan are in float32.
 
 Axes: N environments, S trajectories, E heads, Z latent, A action.
 """
@@ -246,7 +248,7 @@ class FusedModel:
     def start(self, z: Tensor, task: Tensor | None) -> Start:
         """Everything that trajectories from latents z [N, 1, Z] have in common; task int64 [N] or None.
 
-        z is in the model's own order; latents that `step` gives are in this layout's.
+        z is in the model's order; latents that `step` gives are in this layout's.
         """
         z = z[..., self.order]
         embedding = self._model.embed_task(task)

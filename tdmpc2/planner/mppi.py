@@ -19,46 +19,8 @@ from tdmpc2.execution import CapturedFunction, Execution
 from tdmpc2.model import WorldModel
 from tdmpc2.planner.execution import PLANS, kernels_for
 from tdmpc2.planner.fused import FusedModel, Start
+from tdmpc2.planner.plan import Plan, PlanNoise
 from tdmpc2.planner.settings import PlannerSettings
-
-
-@dataclass(frozen=True)
-class PlanNoise:
-    """All randomness of one decision for N environments; normal unless said otherwise.
-
-    Attributes:
-        prior: [N, H, P, A] of the policy prior's trajectories.
-        samples: [N, I, H, S - P, A] of the Gaussian ones.
-        terminal: [N, I, S, A] of the terminal action.
-        heads: uniform [N, I, E]; the two largest name the two Q heads.
-        elite: uniform [N] in [0, 1); where it falls in the cumulated elite weights names the elite.
-        action: [N, A] exploration noise.
-        elite_rank: optional int64 [N], the elite to take (0 the best), instead of `elite`.
-    """
-
-    prior: Tensor
-    samples: Tensor
-    terminal: Tensor
-    heads: Tensor
-    elite: Tensor
-    action: Tensor
-    elite_rank: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a decision came to.
-
-    Attributes:
-        action: [N, A] to take, in [-1, 1].
-        mean: [N, H, A], the warm start of the next decision.
-        candidates: [N, I, H, S, A] and values [N, I, S], only when a trace was asked.
-    """
-
-    action: Tensor
-    mean: Tensor
-    candidates: Tensor | None = None
-    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +47,14 @@ class Planner:
         discounts: gamma of each task, float [tasks].
         execution: arithmetic and way of running.
 
-    Actions are finite whatever the weights and observations, as long as those are: where the model's own numbers
+    Actions are finite whatever the weights and observations, as long as those are: where the model's numbers
     overflow, what is not a number counts as 0.
 
     Raises:
         UserError: when the machine's memory cannot hold a plan.
     """
 
-    # A captured plan holds its own memory; environments that end one by one must not fill the device with graphs.
+    # A captured plan holds memory; environments that end one by one must not fill the device with graphs.
     _MOST_GRAPHS = 8
 
     def __init__(

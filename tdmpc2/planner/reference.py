@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tdmpc2.errors import UserError
 from tdmpc2.model import WorldModel
 from tdmpc2.model.layers import Int8Layer, Layer, Mlp
-from tdmpc2.planner.mppi import Plan, PlanNoise
+from tdmpc2.planner.plan import Plan, PlanNoise
 from tdmpc2.planner.settings import PlannerSettings
 
 
@@ -49,7 +49,9 @@ class ReferencePlanner:
     ) -> Plan:
         """One decision for N environments; arguments as of `Planner.plan`. The plan holds its whole trace."""
         s, d = self.settings, self.model.dims
-        row = torch.zeros_like(obs[:, 0], dtype=torch.int64) if task is None else task
+        obs = obs.float()
+        # What the task says: its discount gamma, the actions that it has, its embedding e (of no width without tasks).
+        row = torch.zeros(len(obs), dtype=torch.int64, device=obs.device) if task is None else task
         gamma = self.discounts[row][:, None]  # [N, 1]
         masks = self.model.action_masks
         mask = obs.new_ones(len(obs), 1, d.action_dim) if masks is None else masks[row][:, None]  # [N, 1, A]
@@ -62,19 +64,22 @@ class ReferencePlanner:
         std = torch.full_like(mean, s.max_std) * mask
         rounds = []
         for i in range(s.iterations):
+            # S candidates: the prior's P, and Gaussian ones around the mean.
             drawn = mean[:, :, None] + std[:, :, None] * noise.samples[:, i]
             candidates = torch.cat([prior, drawn.clamp(-1, 1) * mask[:, None]], dim=2)  # [N, H, S, A]
             value = self._values(z0, e, mask, gamma, candidates, noise.terminal[:, i], noise.heads[:, i])
             rounds.append((candidates, value))
+            # The elites' weighted moments are the next round's mean and std.
             best = value.topk(s.num_elites, dim=1)
-            elites = torch.stack([candidates[n][:, index] for n, index in enumerate(best.indices)])
+            elites = candidates.gather(2, best.indices[:, None, :, None].expand(-1, s.horizon, -1, d.action_dim))
             weight = torch.softmax(s.temperature * best.values, dim=1)
             w = weight[:, None, :, None]
             mean = (w * elites).sum(2) * mask
             std = (w * (elites - mean[:, :, None]).square()).sum(2).sqrt().clamp(s.min_std, s.max_std) * mask
 
+        # Of an elite drawn by weight, the first whose cumulated weight exceeds a uniform number, the first action.
         rank = noise.elite_rank
-        if rank is None:  # drawn by weight: the first elite whose cumulated weight lies above a uniform number
+        if rank is None:
             rank = (weight.cumsum(1) <= noise.elite[:, None]).sum(1).clamp(max=s.num_elites - 1)
         action = elites[torch.arange(len(obs), device=obs.device), 0, rank]
         if not greedy:
@@ -105,7 +110,7 @@ class ReferencePlanner:
         q = self._decode(network(model.q_heads, z, e, last))  # [E, N, S]
         two = heads.topk(2, dim=1).indices.T  # two heads drawn for each environment
         q = q.gather(0, two[:, :, None].expand(-1, -1, samples)).mean(0)
-        return (value + discount * q).nan_to_num(0.0)
+        return (value + discount * q).nan_to_num(0.0)  # of a model whose numbers overflow
 
     def _policy(self, z: Tensor, e: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """Actions [N, S, A] of the policy prior: tanh of a Gaussian (section 3.1), 0 where a task has none."""
@@ -121,12 +126,11 @@ class ReferencePlanner:
 
 
 def network(part: Mlp, *pieces: Tensor) -> Tensor:
-    """A part of the model on its input in pieces [N, S, ...], later ones perhaps [N, 1, ...]: [N, S, out].
+    """A part of the model on its input in pieces: [N, S, out], or [E, N, S, out] of an ensemble of E heads.
 
-    An ensemble of E heads gives [E, N, S, out].
-
-    Each layer is linear; hidden ones go on with LayerNorm and Mish, a latent ends with LayerNorm and SimNorm, a softmax
-    within each group of neighbours (section 3.1).
+    The first piece is [N, S, ...]; later ones may be [N, 1, ...], the same for all trajectories. Each layer is linear;
+    hidden ones go on with LayerNorm and Mish, a latent ends with LayerNorm and SimNorm, a softmax within each group of
+    neighbours (section 3.1).
     """
     x = torch.cat([piece.expand(-1, pieces[0].shape[1], -1) for piece in pieces], dim=-1)
     lead = x.shape[:-1] if part.heads is None else (part.heads, *x.shape[:-1])

@@ -219,8 +219,8 @@ def test_elites_are_drawn_by_weight() -> None:
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(0))
     noise = PlanNoise(zeros, zeros, zeros, zeros, uniform, zeros)
     action = Planner._draw_action(elites, weight, torch.zeros(count, 1, 1), None, noise, True)
-    shares = [float((action == value).float().mean()) for value in (0.1, 0.2, 0.3)]
-    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.015)
+    frequencies = [float((action == value).float().mean()) for value in (0.1, 0.2, 0.3)]
+    assert frequencies == pytest.approx([0.6, 0.3, 0.1], abs=0.015)
     # Rounding may leave the cumulated weights below a draw just under 1: the last elite is taken.
     last = replace(noise, elite=torch.full((count,), 1.0))
     assert (Planner._draw_action(elites, weight, torch.zeros(count, 1, 1), None, last, True) == 0.3).all()
@@ -287,7 +287,7 @@ def test_settings_check_themselves(changes: dict[str, float], message: str) -> N
 @pytest.mark.parametrize("scale", [1e3, 1e10, 1e20, 1e38])
 @pytest.mark.parametrize("temperature", [0.5, 1e6])
 def test_actions_are_finite_for_finite_weights_and_observations(scale: float, temperature: float) -> None:
-    """Weights and observations so large that the model's own numbers are infinite, or none at all."""
+    """Weights and observations so large that the model's numbers are infinite, or none at all."""
     settings = replace(SMALL_PLAN, temperature=temperature)
     for model, task in ((small_model(), torch.tensor([0, 1, 2, 0])), (single_task_model(), None)):
         with torch.no_grad():

@@ -42,7 +42,7 @@ def equal(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(512, 384), (1, 384), (70, 13), (3, 5, 48), (2, 40, 384), (0, 16)])
 def test_norm_mish(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """One layer's rows, and rows of several layers, each with its own LayerNorm."""
+    """One layer's rows, and rows of several layers, each with another LayerNorm."""
     x = drawn(*shape).to(dtype)
     weight, bias = affine(shape[-1]) if len(shape) == 2 else affine(shape[0], shape[-1])
     expected = kernels.norm_mish(x.float(), weight, bias)
@@ -85,14 +85,14 @@ def test_expectation(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_stays_so(dtype: torch.dtype, broken: float) -> None:
     """The planner counts such a value as 0: it must not come out as some number."""
-    own = native.native_kernels()
+    built = native.native_kernels()
     x = drawn(70, 32).to(dtype)
     x[66, 7] = broken
     sound = [row for row in range(70) if row != 66]
     weight, bias = affine(32)
-    for found in (own.norm_mish(x.clone(), weight, bias), own.norm_simnorm(x, weight, bias, 8)):
+    for found in (built.norm_mish(x.clone(), weight, bias), built.norm_simnorm(x, weight, bias, 8)):
         assert found[66].isnan().all() and found[sound].isfinite().all()
-    expected, found = (one.expectation(x, torch.linspace(-10, 10, 32)) for one in (kernels.Kernels(), own))
+    expected, found = (one.expectation(x, torch.linspace(-10, 10, 32)) for one in (kernels.Kernels(), built))
     assert bool(found[66].isnan()) == bool(expected[66].isnan()) and found[sound].isfinite().all()
 
 
@@ -161,7 +161,7 @@ def test_an_instruction_that_the_processor_lacks_is_found_before_it_is_met(
     assert build_with(monkeypatch, tmp_path, native_alone) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="how libraries are found is the system's own")
+@pytest.mark.skipif(sys.platform != "linux", reason="how libraries are found differs by system")
 def test_a_library_that_is_missing_where_it_runs_is_done_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

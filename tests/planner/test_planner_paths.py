@@ -213,7 +213,7 @@ def test_where_half_products_are_slow_half_numbers_are_multiplied_in_float32(mon
 
 @pytest.mark.parametrize("overflow", [False, True])
 def test_products_of_integers_are_exact(monkeypatch: pytest.MonkeyPatch, overflow: bool) -> None:
-    """Also at the largest numbers, over many inputs, and on a CPU whose own sums of them overflow."""
+    """Also at the largest numbers, over many inputs, and on a CPU whose sums of them overflow."""
     if overflow:
         monkeypatch.setattr("tdmpc2.model.layers.integer_product_problem", lambda: "its sums overflow")
     generator = torch.Generator().manual_seed(0)
@@ -301,7 +301,7 @@ OLDER_CPU = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def test_programs_compute_in_bfloat16_on_a_cpu_without_avx512(tmp_path: Path) -> None:
-    """As most desktops are: the product's own advice of `precision=bfloat16` must not end there."""
+    """As most desktops are: the project's advice of `precision=bfloat16` must not end there."""
     checkpoint = tiny_run(tmp_path / "run", "steps=1", "save_freq=1").checkpoint
     keys = [f"checkpoint={checkpoint}", *TINY_PLANNER, "eval_episodes=1", "num_workers=0", "device=cpu"]
     done = run_program("tdmpc2/evaluate.py", *keys, "precision=bfloat16", cwd=tmp_path, **OLDER_CPU)
@@ -352,7 +352,7 @@ def test_captured_plans_equal_uncaptured_ones(compiled: bool, precision: str) ->
         torch.testing.assert_close(found.action, expected.action, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
         earlier.append((found.action, expected.action))
-    for found, expected in earlier:  # outputs are copies, not the graph's own memory
+    for found, expected in earlier:  # outputs are copies, not the graph's memory
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     one = [p.plan(obs[:1], task[:1], warm[:1], planner_noise(p), greedy=True).action for p in (captured, plain)]
     torch.testing.assert_close(*one, rtol=1e-4, atol=1e-5)

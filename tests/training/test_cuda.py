@@ -43,7 +43,7 @@ def interrupted_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch, at_step: int
 
 
 def decisions(agent: Agent, jobs: list[Job], obs: np.ndarray, *, mpc: bool) -> np.ndarray:
-    """Actions [T, N, A] for observations [T, N, O] of jobs side by side, each slot with its own generator."""
+    """Actions [T, N, A] for observations [T, N, O] of jobs side by side, a generator for each slot."""
     controller = AgentController(agent, len(jobs), mpc=mpc, noise=0.1)
     for slot, job in enumerate(jobs):
         controller.start(slot, job)
@@ -90,7 +90,7 @@ def test_train_stop_resume_quantise_and_evaluate_in_half(tmp_path: Path, monkeyp
         actions = decisions(agent, jobs, obs, mpc=mpc)
         assert actions.shape == (3, 4, DUO.action_dim) and actions.dtype == np.float32
         assert np.isfinite(actions).all() and np.abs(actions).max() <= 1
-        assert len(np.unique(actions[0, :, 0])) > 1, "every slot has its own noise"
+        assert len(np.unique(actions[0, :, 0])) > 1, "every slot has other noise"
         np.testing.assert_allclose(decisions(agent, jobs, obs, mpc=mpc), actions, atol=1e-4)
     # Noise belongs to the job, not to its place. The prior alone: in half, a plan's choice of elite may tip over.
     prior, order = decisions(agent, jobs, obs, mpc=False), [2, 0]

@@ -1,4 +1,4 @@
-"""One update, run eagerly, compiled, as a CUDA graph, in bfloat16 products, and shared out over processes."""
+"""One update, run eagerly, compiled, as a CUDA graph, in bfloat16 products, and divided over processes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def learner_on(device: str, execution: Execution, seed: int = 3) -> Learner:
 def batches(device: str, count: int) -> list[Batch]:
     """Different ones, with a teacher's rewards."""
     batch = golden_batch(golden(), device)
-    taught = torch.linspace(-1, 2, 5, device=device).unsqueeze(1)
-    return [replace(batch, obs=batch.obs * (1 + 0.1 * n), teacher_reward=taught + n) for n in range(count)]
+    rewards = torch.linspace(-1, 2, 5, device=device).unsqueeze(1)
+    return [replace(batch, obs=batch.obs * (1 + 0.1 * n), teacher_reward=rewards + n) for n in range(count)]
 
 
 def run(learner: Learner, given: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -152,7 +152,7 @@ def test_bfloat16_products_that_are_slow_or_do_not_work_are_said(
 
 
 def test_code_compiled_for_another_processor_is_not_taken_from_the_cache(tmp_path: Path) -> None:
-    """torch's own cache does not tell them apart, and the process would end in "double free or corruption"."""
+    """torch's cache does not tell them apart, and the process would end in "double free or corruption"."""
     probe = "import torch; import tdmpc2.execution.capabilities as c; print(c.compile_problem(torch.device('cpu')))"
     said = []
     for older in ({"ATEN_CPU_CAPABILITY": "avx2"}, {}):
