@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from tdmpc2.errors import UserError
+from tdmpc2.keys import THIS_PROJECT, check_keys, key
 from tdmpc2.model.capabilities import compile_problem, half_product_problem
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Kernels
 from tdmpc2.planner.native import build_problem, native_kernels
+from tdmpc2.ranges import OneOf
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -21,20 +23,32 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 class PlanExecution:
     """The choices; the same plan in each, but for rounding.
 
-    Attributes:
-        precision: of matrix products and hidden activations: float32, bfloat16, or on CUDA float16.
-        compile: the functions between products each in one pass: on a CPU built from C, in under a second; on CUDA by
-            torch.compile, which takes seconds at the first plan.
-        cudagraphs: capture a whole plan as one CUDA graph for each number of environments.
+    On a CPU the compiled functions are built from C in under a second, on CUDA by torch.compile, which takes seconds at
+    the first plan.
     """
 
-    precision: str = "float32"
-    compile: bool = False
-    cudagraphs: bool = False
+    precision: str = key(
+        "float32",
+        "arithmetic of a plan's matrix products and hidden activations: float32, bfloat16, or on CUDA float16",
+        unit="name",
+        source=THIS_PROJECT,
+        check=OneOf(tuple(PRECISIONS)),
+    )
+    compile: bool = key(
+        False,
+        "whether the planner's functions between products are compiled, each to one pass: a second, on CUDA more",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+    cudagraphs: bool = key(
+        False,
+        "whether, on CUDA, a whole plan is captured as one graph for each number of environments",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision={self.precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
+        check_keys(self)
 
     @property
     def dtype(self) -> torch.dtype:

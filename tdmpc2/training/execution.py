@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
+from tdmpc2.keys import THIS_PROJECT, check_keys, key
 from tdmpc2.model.capabilities import autocast_problem, compile_problem, half_product_problem
+from tdmpc2.ranges import OneOf
 
 PRECISIONS = ("float32", "bfloat16")
 Step = Callable[[Batch], dict[str, Tensor]]
@@ -22,20 +24,32 @@ Step = Callable[[Batch], dict[str, Tensor]]
 class Execution:
     """The choices; the same update in each, but for rounding.
 
-    Attributes:
-        compile: torch.compile the losses and their gradients.
-        cudagraphs: capture the whole update as one CUDA graph, which then starts with a single launch.
-        precision: of the matrix products: float32, or bfloat16 products with float32 weights, sums, normalisation
-            and losses (torch's autocast).
+    bfloat16 products have float32 weights, sums, normalisation and losses (torch's autocast).
     """
 
-    compile: bool = False
-    cudagraphs: bool = False
-    precision: str = "float32"
+    compile: bool = key(
+        False,
+        "whether torch.compile compiles the update's losses and gradients: a minute at the start, then faster; "
+        "evaluations of the run plan eagerly",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+    cudagraphs: bool = key(
+        False,
+        "whether the whole update is captured as one CUDA graph; evaluations of the run plan without",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+    precision: str = key(
+        "float32",
+        "arithmetic of the update's matrix products, float32 or bfloat16; evaluations of the run plan in float32",
+        unit="name",
+        source=THIS_PROJECT,
+        check=OneOf(PRECISIONS, message="{name}={value} is unknown for training; choose float32 or bfloat16."),
+    )
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision={self.precision} is unknown for training; choose {' or '.join(PRECISIONS)}.")
+        check_keys(self)
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         """Within it, matrix products have the chosen precision."""
