@@ -1,12 +1,15 @@
 """The range of every number that a user can set: one check, one line that names the key, the value and the range.
 
-Upper bounds are far beyond any sane use; they keep lists and arrays bounded, and give a typing error its own name.
+`Whole`, `Within`, `Share` and `OneOf` are what a key's definition holds (`tdmpc2.keys`); the functions
+are for what is no key. Upper bounds are far beyond any sane use; they keep lists and arrays bounded, and
+give a typing error its own name.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import dataclass
 
 from tdmpc2.errors import UserError
 
@@ -70,6 +73,67 @@ def check_share(name: str, value: object, *, zero: bool) -> None:
         raise UserError(f"{name} must be a number in {interval}, not {_shown(value)}.")
     if not (0 <= float(value) < 1 if zero else 0 < float(value) <= 1):
         raise UserError(f"{name} must lie in {interval}, not {_shown(value)}.")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number of `low` to `high`."""
+
+    low: int
+    high: int
+
+    def __call__(self, name: str, value: object) -> None:
+        check_whole(name, value, self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low:,} to {self.high:,}"
+
+
+@dataclass(frozen=True)
+class Within:
+    """A number from `low`, which `above` excludes, to `high`; `infinite`: or inf."""
+
+    low: float
+    high: float
+    above: bool = False
+    infinite: bool = False
+
+    def __call__(self, name: str, value: object) -> None:
+        check_range(name, value, self.low, self.high, above=self.above, infinite=self.infinite)
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}, or inf" if self.above else f"{self.low:g} or more, or inf"
+        text = f"above {self.low:g}, to {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
+        return f"{text}, or inf" if self.infinite else text
+
+
+@dataclass(frozen=True)
+class Share:
+    """A number in [0, 1) with `zero`, in (0, 1] without."""
+
+    zero: bool
+
+    def __call__(self, name: str, value: object) -> None:
+        check_share(name, value, zero=self.zero)
+
+    def __str__(self) -> str:
+        return "[0, 1)" if self.zero else "(0, 1]"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some words; `message` has a place for name, value and choices."""
+
+    choices: tuple[str, ...]
+    message: str = "{name}={value} is unknown; choose one of {choices}."
+
+    def __call__(self, name: str, value: object) -> None:
+        if value not in self.choices:
+            raise UserError(self.message.format(name=name, value=value, choices=", ".join(self.choices)))
+
+    def __str__(self) -> str:
+        return ", ".join(self.choices)
 
 
 def _shown(value: object) -> str:

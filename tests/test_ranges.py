@@ -29,6 +29,7 @@ from tdmpc2.model import ModelDims, WorldModel, model_bytes, model_dims, update_
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.ranges import check_range, check_share, check_whole
 from tdmpc2.rollout import RandomController, check_jobs
+from tdmpc2.settings.schema import CollectKeys, LabelKeys
 from tdmpc2.tasks import task_set
 from tdmpc2.training import OptimiserSettings, TrainSettings
 from tdmpc2.training.learner import Learner
@@ -39,6 +40,8 @@ GROUPS: dict[type, dict[str, Any]] = {
     LossWeights: {},
     OptimiserSettings: {},
     EvaluationSettings: {"num_envs": 1, "num_workers": 1},
+    CollectKeys: {"num_envs": 1, "num_workers": 1},
+    LabelKeys: {},
     ModelDims: {f.name: getattr(SMALL_DIMS, f.name) for f in fields(SMALL_DIMS)},
     TrainSettings: {
         "run_dir": Path("run"),
@@ -74,7 +77,7 @@ def test_no_number_key_takes_what_is_no_sane_number(group: type, key: str, value
 
 
 def test_enough_keys_are_tried() -> None:
-    assert len(number_keys()) >= 8 + 6 + 4 + 4 + 16 + 7
+    assert len(number_keys()) >= 8 + 6 + 4 + 4 + 16 + 7 + 5 + 2
 
 
 @pytest.mark.parametrize("value", [2.0, 2.5, "2", None])

@@ -21,7 +21,8 @@ from tdmpc2.agent import Agent
 from tdmpc2.envs import EnvPool, episode_seed
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
 from tdmpc2.fileio import write_or_rescue
-from tdmpc2.ranges import MOST_ENVS, MOST_EPISODES, MOST_SEED, MOST_WORKERS, check_whole
+from tdmpc2.keys import TDMPC2, TDMPC_OPT, THIS_PROJECT, check_keys, key
+from tdmpc2.ranges import MOST_ENVS, MOST_EPISODES, MOST_SEED, MOST_WORKERS, Whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.rollout import AgentController, Job, check_jobs, run_episodes
 from tdmpc2.tasks import TaskSet
@@ -36,30 +37,55 @@ _ENVS_TO_OVERLAP = 60
 class EvaluationSettings:
     """What to evaluate.
 
-    Attributes:
-        episodes: of each task, 10**6 at most.
-        tasks: names; None for all of the agent's.
-        seed: with the task and the episode's number it decides an episode.
-        mpc: plan; False takes the policy prior alone.
-        greedy: leave the exploration noise out; the papers keep it.
-        num_envs: environments at a time; None chooses by device.
-        num_workers: simulator processes; None takes one for each core, 0 none.
-        video_dir: folder for one video a task, of its first episode; None for no videos.
+    `video_dir` is a folder for one video a task, of its first episode; None for no videos.
     """
 
-    episodes: int = 10
-    tasks: tuple[str, ...] | None = None
-    seed: int = 1
-    mpc: bool = True
-    greedy: bool = False
-    num_envs: int | None = None
-    num_workers: int | None = None
+    episodes: int = key(
+        10,
+        "number of episodes of each task",
+        name="eval_episodes",
+        unit="episodes",
+        source="TD-MPC2 (arXiv 2310.16828), evaluation",
+        check=Whole(1, MOST_EPISODES),
+        names_run=False,
+    )
+    tasks: tuple[str, ...] | None = key(
+        None, "tasks to run, of those of the task set; null: all", unit="names of tasks", source=THIS_PROJECT
+    )
+    seed: int = key(
+        1,
+        "start of all random numbers; with a task and an episode's number it decides that episode",
+        unit="seed",
+        source=THIS_PROJECT,
+        check=Whole(0, MOST_SEED),
+    )
+    mpc: bool = key(True, "whether to plan; false: the policy prior alone acts", unit="true or false", source=TDMPC2)
+    greedy: bool = key(
+        False,
+        "whether exploration noise is left out of actions; the papers keep it",
+        unit="true or false",
+        source=f"{TDMPC_OPT}, evaluation",
+    )
+    num_envs: int | None = key(
+        None,
+        "environments at a time; null: by device, 60 for a CPU and 300 for CUDA at most",
+        unit="environments",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_ENVS),
+        names_run=False,
+    )
+    num_workers: int | None = key(
+        None,
+        "simulator processes; null: one for each core, 0: none",
+        unit="processes",
+        source=THIS_PROJECT,
+        check=Whole(0, MOST_WORKERS),
+        names_run=False,
+    )
     video_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        check_whole("eval_episodes", self.episodes, 1, MOST_EPISODES)
-        check_whole("seed", self.seed, 0, MOST_SEED)
-        check_pool_size(self.num_envs, self.num_workers)
+        check_keys(self)
 
     def tasks_of(self, task_set: TaskSet) -> tuple[str, ...]:
         """The tasks to evaluate, checked (see `TaskSet.chosen`)."""
@@ -70,14 +96,6 @@ class EvaluationSettings:
         return self.episodes * sum(task_set.episode_steps[task_set.index(t)] for t in self.tasks_of(task_set))
 
 
-def check_pool_size(num_envs: int | None, num_workers: int | None) -> None:
-    """Raises a UserError unless both are None, or numbers that a pool can have."""
-    if num_envs is not None:
-        check_whole("num_envs", num_envs, 1, MOST_ENVS)
-    if num_workers is not None:
-        check_whole("num_workers", num_workers, 0, MOST_WORKERS)
-
-
 def default_workers() -> int:
     """One simulator process for each usable core."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -85,7 +103,6 @@ def default_workers() -> int:
 
 def envs_at_a_time(jobs: int, wanted: int | None, device: torch.device) -> int:
     """How many environments to run at a time for a number of episodes; None chooses by device."""
-    check_pool_size(wanted, None)
     return min(jobs, wanted or _MOST_ENVS[device.type])
 
 

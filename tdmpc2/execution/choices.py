@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tdmpc2.errors import UserError
+from tdmpc2.keys import THIS_PROJECT, key
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -46,18 +47,28 @@ class Purpose:
 class Execution:
     """The choices; the same update or plan in each, but for rounding.
 
-    Attributes:
-        compile: updates: torch.compile the losses and their gradients. Plans: the functions between products each in
-            one pass, on a CPU built from C in under a second, on CUDA by torch.compile.
-        cudagraphs: capture a whole update, or a whole plan for each number of environments, as one CUDA graph, which
-            then starts with a single launch.
-        precision: of matrix products: float32 or bfloat16, and for plans on CUDA float16. Updates keep float32
-            weights, sums, normalisation and losses (torch's autocast); plans keep hidden activations in it too.
+    Updates keep float32 weights, sums, normalisation and losses (torch's autocast); plans keep hidden activations in
+    the precision of their products too. Plans on a CPU are compiled from C, all else by torch.compile.
     """
 
-    compile: bool = False
-    cudagraphs: bool = False
-    precision: str = "float32"
+    compile: bool = key(
+        False,
+        "whether the planner's functions between products are compiled, each to one pass: a second, on CUDA more",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+    cudagraphs: bool = key(
+        False,
+        "whether, on CUDA, a whole plan is captured as one graph for each number of environments",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+    precision: str = key(
+        "float32",
+        "arithmetic of a plan's matrix products and hidden activations: float32, bfloat16, or on CUDA float16",
+        unit="name",
+        source=THIS_PROJECT,
+    )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,73 +6,111 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 
 from tdmpc2.errors import UserError
-from tdmpc2.ranges import MOST_ROUNDS, MOST_WIDTH, check_range, check_share
+from tdmpc2.keys import TDMPC2, TDMPC2_SIZES, THIS_PROJECT, check_keys, key
+from tdmpc2.ranges import MOST_ROUNDS, MOST_WIDTH, Share, Within
 
-_MOST_EXPONENT = 80.0
+
+class _Width(Within):
+    """Whole or not, a width is told by building the model: what a file holds is compared there."""
+
+    def __call__(self, name: str, value: object) -> None:
+        super().__call__(f"model dimension {name}", value)
+
+
+_OF_TASKS = f"{THIS_PROJECT}: the tasks tell it"
+_WIDTH = _Width(1, MOST_WIDTH)
+_EXPONENT = Within(-80.0, 80.0)
 
 
 @dataclass(frozen=True)
 class ModelDims:
     """Every number that decides the shape of a world model (TD-MPC2, section 3 and appendix).
 
-    Attributes:
-        obs_dim: O, width of the (padded) observation.
-        action_dim: A, width of the (padded) action.
-        num_tasks: rows of the task embedding; 0 for a single-task model, which has none.
-        enc_dim: hidden width of the encoder.
-        mlp_dim: hidden width of dynamics, reward, policy prior and Q.
-        latent_dim: Z, width of the latent.
-        num_enc_layers: linear layers of the encoder, the output layer included (at least 2).
-        num_q: E, heads of the value ensemble.
-        task_dim: width of the task embedding; 0 for a single-task model.
-        simnorm_dim: size of one SimNorm group; divides latent_dim.
-        num_bins: bins of the discrete regression of rewards and values.
-        vmin, vmax: first and last bin, in symlog space; their exponentials are finite in float32: -80 to 80.
-        dropout: dropout rate after the first linear layer of Q.
-        log_std_min, log_std_max: bounds of the policy's log standard deviation, likewise.
-
-    Widths and bins go up to 2**17, layers and heads up to 1000.
+    Dimensions without a default are those of a published size, or what the tasks tell.
     """
 
-    obs_dim: int
-    action_dim: int
-    num_tasks: int
-    enc_dim: int
-    mlp_dim: int
-    latent_dim: int
-    num_enc_layers: int
-    num_q: int
-    task_dim: int
-    simnorm_dim: int = 8
-    num_bins: int = 101
-    vmin: float = -10.0
-    vmax: float = 10.0
-    dropout: float = 0.01
-    log_std_min: float = -10.0
-    log_std_max: float = 2.0
+    obs_dim: int = key(text="O: width of the (padded) observation", unit="numbers", source=_OF_TASKS, check=_WIDTH)
+    action_dim: int = key(text="A: width of the (padded) action", unit="numbers", source=_OF_TASKS, check=_WIDTH)
+    num_tasks: int = key(
+        text="rows of the task embedding; 0 for a single-task model, which has none",
+        unit="tasks",
+        source=_OF_TASKS,
+        check=Within(0, MOST_WIDTH),
+    )
+    enc_dim: int = key(
+        text="hidden width of the encoder; null: as model_size has it",
+        unit="numbers",
+        source=TDMPC2_SIZES,
+        check=_WIDTH,
+    )
+    mlp_dim: int = key(
+        text="hidden width of dynamics, reward, policy prior and Q; null: as model_size has it",
+        unit="numbers",
+        source=TDMPC2_SIZES,
+        check=_WIDTH,
+    )
+    latent_dim: int = key(
+        text="Z: width of the latent; null: as model_size has it", unit="numbers", source=TDMPC2_SIZES, check=_WIDTH
+    )
+    num_enc_layers: int = key(
+        text="linear layers of the encoder, the output layer included; null: as model_size has it",
+        unit="layers",
+        source=TDMPC2_SIZES,
+        check=Within(2, MOST_ROUNDS),
+    )
+    num_q: int = key(
+        text="E: heads of the value ensemble, of which a target takes two; null: as model_size has it",
+        unit="heads",
+        source=TDMPC2_SIZES,
+        check=Within(2, MOST_ROUNDS),
+    )
+    task_dim: int = key(
+        text="width of the task embedding; 0 for a single-task model; null: as model_size has it",
+        unit="numbers",
+        source=TDMPC2_SIZES,
+        check=Within(0, MOST_WIDTH),
+    )
+    simnorm_dim: int = key(
+        8, "size of one SimNorm group; divides latent_dim", unit="numbers", source=TDMPC2, check=_WIDTH
+    )
+    num_bins: int = key(
+        101,
+        "bins of the discrete regression of rewards and values",
+        unit="bins",
+        source=TDMPC2,
+        check=Within(2, MOST_WIDTH),
+    )
+    vmin: float = key(
+        -10.0, "first bin, below vmax", unit="symlog of a reward or value", source=TDMPC2, check=_EXPONENT
+    )
+    vmax: float = key(10.0, "last bin", unit="symlog of a reward or value", source=TDMPC2, check=_EXPONENT)
+    dropout: float = key(
+        0.01, "dropout rate after the first linear layer of Q", unit="ratio", source=TDMPC2, check=Share(zero=True)
+    )
+    log_std_min: float = key(
+        -10.0,
+        "least log standard deviation of the policy, below log_std_max",
+        unit="log of action units",
+        source=TDMPC2,
+        check=_EXPONENT,
+    )
+    log_std_max: float = key(
+        2.0, "largest log standard deviation of the policy", unit="log of action units", source=TDMPC2, check=_EXPONENT
+    )
 
     def __post_init__(self) -> None:
-        # Whole or not, widths are told by building the model: what a file holds is compared there.
-        for name in ("obs_dim", "action_dim", "enc_dim", "mlp_dim", "latent_dim", "simnorm_dim"):
-            check_range(f"model dimension {name}", getattr(self, name), 1, MOST_WIDTH)
-        check_range("num_q", self.num_q, 2, MOST_ROUNDS)  # targets use two random heads
-        check_range("num_enc_layers", self.num_enc_layers, 2, MOST_ROUNDS)
-        check_range("num_tasks", self.num_tasks, 0, MOST_WIDTH)
-        check_range("task_dim", self.task_dim, 0, MOST_WIDTH)
+        check_keys(self, but=("num_bins",))  # which the line about the whole grid names
         if self.latent_dim % self.simnorm_dim:
             raise UserError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}.")
-        check_share("dropout", self.dropout, zero=True)
         if bool(self.num_tasks) != bool(self.task_dim):
             raise UserError(
                 f"num_tasks {self.num_tasks} and task_dim {self.task_dim} must both be 0 (single task) or both not."
             )
-        for name in ("vmin", "vmax", "log_std_min", "log_std_max"):
-            check_range(name, getattr(self, name), -_MOST_EXPONENT, _MOST_EXPONENT)
         if self.num_bins < 2 or self.vmin >= self.vmax:
             raise UserError(f"num_bins {self.num_bins} over [{self.vmin}, {self.vmax}] is not a valid grid.")
-        check_range("num_bins", self.num_bins, 2, MOST_WIDTH)
         if self.log_std_min >= self.log_std_max:
             raise UserError(f"log_std_min must lie below log_std_max={self.log_std_max}, not be {self.log_std_min}.")
+        check_keys(self)
 
     def differences(self, other: ModelDims) -> str:
         """`name here != name there` for every field that differs, empty when none does."""

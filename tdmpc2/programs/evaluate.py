@@ -17,7 +17,7 @@ from tdmpc2.settings.convert import (
     evaluation_settings,
     path_of,
     plain,
-    planner_settings,
+    planning_of,
     required,
     result_name,
 )
@@ -29,15 +29,7 @@ def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
     checkpoint = required(config, "checkpoint")
     device = resolve_device(config.device)
-    agent = load_agent(
-        checkpoint,
-        chosen_task_set(config),
-        device,
-        planner_settings(config),
-        precision=config.precision,
-        compile=config.compile,
-        cudagraphs=config.cudagraphs,
-    )
+    agent = load_agent(checkpoint, chosen_task_set(config), device, **planning_of(config))
     label = config.label or result_name(checkpoint)
     output = path_of(config, "output") or Path("results") / safe_name(label)
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)

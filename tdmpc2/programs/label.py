@@ -19,10 +19,10 @@ from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import label_facts, label_store
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import human_bytes
-from tdmpc2.ranges import MOST_SEED, MOST_SLICES, check_whole
 from tdmpc2.reporting.progress import Progress
-from tdmpc2.settings.convert import chosen_task_set, live_teacher, path_of, required
+from tdmpc2.settings.convert import chosen_task_set, from_keys, live_teacher, path_of, required
 from tdmpc2.settings.entry import hydra_entry
+from tdmpc2.settings.schema import LabelKeys
 from tdmpc2.training.interrupt import Interrupt
 
 
@@ -62,8 +62,7 @@ def main(config: DictConfig) -> None:
     tasks = chosen_task_set(config)
     if tasks is None:
         raise UserError("task=own is for evaluation: name the tasks to label, such as task=mt30.")
-    check_whole("batch_size", config.batch_size, 1, MOST_SLICES)
-    check_whole("seed", config.seed, 0, MOST_SEED)
+    keys = from_keys(LabelKeys, config)
     device = resolve_device(config.device)
     teacher = live_teacher(config, tasks, device)
     name = config.teacher.name
@@ -79,7 +78,7 @@ def main(config: DictConfig) -> None:
                 store,
                 teacher,
                 writer,
-                batch_size=config.batch_size,
+                batch_size=keys.batch_size,
                 on_episodes=progress.update,
                 stop=lambda: interrupt.signal is not None,
             )

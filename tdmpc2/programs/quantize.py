@@ -30,7 +30,7 @@ from tdmpc2.settings.convert import (
     evaluation_settings,
     path_of,
     plain,
-    planner_settings,
+    planning_of,
     required,
     result_name,
 )
@@ -96,8 +96,9 @@ def main(config: DictConfig) -> None:
     deployed = output / f"{source.stem}-{scheme.name}-deploy.safetensors"
     deploy_tensors = without_target(quantised.tensors)
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
-    planner = planner_settings(config)
     precision = after_precision(config.precision, device)
+    before_planning = planning_of(config, precision="float32")
+    after_planning = planning_of(config, precision=precision)
     configuration = {**plain(config), "weights": model_checksum(model, tasks.tasks)}
     for path, tensors in ((full, quantised.tensors), (deployed, deploy_tensors)):
         check_writable(path)
@@ -117,10 +118,9 @@ def main(config: DictConfig) -> None:
 
     print(f"before: float32 arithmetic; after: {arithmetic(scheme, precision, device)}")
     # Both are made before the first is evaluated: what is wrong with either shows at once.
-    ways = {"compile": config.compile, "cudagraphs": config.cudagraphs}
     agents = {
-        "before": (load_agent(source, tasks, device, planner, **ways), "float32"),
-        "after": (load_agent(deployed, tasks, device, planner, precision=precision, **ways), precision),
+        "before": (load_agent(source, tasks, device, **before_planning), "float32"),
+        "after": (load_agent(deployed, tasks, device, **after_planning), precision),
     }
     before, after = (
         evaluate_to_files(

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tdmpc2.errors import UserError
+from tdmpc2.keys import THIS_PROJECT, check_keys, key
+from tdmpc2.ranges import OneOf
 from tdmpc2.reporting.sinks import (
     ROW_KEYS,
     Category,
@@ -21,28 +22,51 @@ from tdmpc2.reporting.sinks import (
     WandbSink,
 )
 
-WANDB_MODES = ("online", "offline", "disabled")
-
 
 @dataclass(frozen=True)
 class LoggingSettings:
     """Where metrics go besides `metrics.jsonl` and `metrics.csv`, which every run has."""
 
-    console: bool = True
-    """One line per logged step on standard output."""
-    tensorboard: bool = False
-    """Event files in the run folder."""
-    wandb: bool = False
-    """Weights & Biases; `wandb_mode` says how."""
-    wandb_project: str = "tdmpc-opt"
-    wandb_entity: str | None = None
-    """W&B user or team; None is the account's default."""
-    wandb_mode: str = "online"
-    """`online`, `offline` (files to `wandb sync` later) or `disabled`."""
+    console: bool = key(
+        True,
+        "whether a line for each logged step goes to standard output",
+        unit="true or false",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+    tensorboard: bool = key(
+        False,
+        "whether event files of TensorBoard go to the run's folder",
+        unit="true or false",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+    wandb: bool = key(
+        False,
+        "whether metrics go to Weights & Biases, as wandb_mode says",
+        unit="true or false",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+    wandb_project: str = key("tdmpc-opt", "the W&B project", unit="name of W&B", source=THIS_PROJECT, names_run=False)
+    wandb_entity: str | None = key(
+        None,
+        "the W&B user or team; null is the account's default",
+        unit="name of W&B",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+    wandb_mode: str = key(
+        "online",
+        "how W&B gets them: online, offline (files to `wandb sync` later) or disabled",
+        unit="name",
+        source=THIS_PROJECT,
+        check=OneOf(("online", "offline", "disabled"), message="{name} is '{value}', expected one of: {choices}."),
+        names_run=False,
+    )
 
     def __post_init__(self) -> None:
-        if self.wandb_mode not in WANDB_MODES:
-            raise UserError(f"logging.wandb_mode is '{self.wandb_mode}', expected one of: {', '.join(WANDB_MODES)}.")
+        check_keys(self, "logging.")
 
 
 class MetricLogger:

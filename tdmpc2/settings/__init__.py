@@ -1,1 +1,1 @@
-"""Configuration: typed Hydra schemas, and their conversion into the rooms' frozen settings."""
+"""Configuration: Hydra schemas derived from the packages' settings, conversion back, and the list of all keys."""

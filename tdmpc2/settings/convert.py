@@ -1,14 +1,17 @@
-"""From Hydra configurations to the rooms' own frozen settings, once, in the entry script."""
+"""From Hydra configurations to the packages' frozen settings, once, in the entry script.
+
+`from_keys` makes any of them; the rest derives what no key says: paths, devices, widths, the teacher.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tdmpc2.agent import resolve_device
 from tdmpc2.data.labels import read_labels
@@ -17,15 +20,29 @@ from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
 from tdmpc2.fileio import safe_name
+from tdmpc2.keys import keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, model_dims
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
+from tdmpc2.settings.schema import SHARED_DIMS, SIZE_DIMS
 from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.training import OptimiserSettings, Resume, TrainSettings, local_device
 
-_SIZE_KEYS = ("enc_dim", "mlp_dim", "latent_dim", "num_enc_layers", "num_q", "task_dim")
-_OTHER_MODEL_KEYS = ("simnorm_dim", "num_bins", "vmin", "vmax", "dropout", "log_std_min", "log_std_max")
+S = TypeVar("S")
+
+
+def from_keys(cls: type[S], config: DictConfig, /, **others: Any) -> S:
+    """An instance of frozen settings: its keys from the configuration, and `others`, which no key says or which differ.
+
+    Keys that the program does not have keep their defaults.
+    """
+    given = {
+        declared.name: tuple(config[held.name]) if isinstance(config[held.name], ListConfig) else config[held.name]
+        for declared, held in keys_in(cls)
+        if held.name in config
+    }
+    return cls(**{**given, **others})
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -73,7 +90,7 @@ def required(config: DictConfig, key: str) -> Path:
 
 
 def chosen_task_set(config: DictConfig) -> TaskSet | None:
-    """The task set of the `task` group; None for `task=own`, the checkpoint's own."""
+    """The task set of the `task` group; None for `task=own`: the one that the checkpoint names."""
     if config.task.name is None:
         return None
     return task_set(config.task.name, config.task.tasks)
@@ -93,42 +110,34 @@ def result_name(checkpoint: Path) -> str:
 
 def planner_settings(config: DictConfig) -> PlannerSettings:
     """The planner's numbers; every configuration holds them at its top, as the released ones do."""
-    return PlannerSettings(**{f.name: config[f.name] for f in fields(PlannerSettings)})
+    return from_keys(PlannerSettings, config)
+
+
+def planning_of(config: DictConfig, **others: Any) -> dict[str, Any]:
+    """How to plan, as `load_agent` takes it: planner, precision, compile, cudagraphs; `others` as in `from_keys`."""
+    return {"planner": planner_settings(config), **asdict(from_keys(Execution, config, **others))}
 
 
 def evaluation_settings(config: DictConfig, video_dir: Path | None) -> EvaluationSettings:
     """What to evaluate, from the configuration of evaluate.py or quantize.py."""
-    return EvaluationSettings(
-        episodes=config.eval_episodes,
-        tasks=None if config.tasks is None else tuple(config.tasks),
-        seed=config.seed,
-        mpc=config.mpc,
-        greedy=config.greedy,
-        num_envs=config.num_envs,
-        num_workers=config.num_workers,
-        video_dir=video_dir,
-    )
+    return from_keys(EvaluationSettings, config, video_dir=video_dir)
 
 
 def model_dims_of(config: DictConfig, tasks: TaskSet, shared: DictConfig) -> ModelDims:
     """Dimensions of the student or the teacher.
 
     Args:
-        config: holds the keys of `ModelConfig`.
+        config: holds the keys of `settings.schema.ModelConfig`.
         tasks: gives the widths; a single task has no embedding, whatever task_dim says.
         shared: holds the keys that student and teacher have in common.
     """
     if config.model_size is None:
         raise UserError("model_size is not set: give the published size, such as model_size=1.")
     table = model_dims(config.model_size, tasks.obs_dim, tasks.action_dim, len(tasks))
-    own = {key: config[key] for key in _SIZE_KEYS if config[key] is not None}
+    differing = {key: config[key] for key in SIZE_DIMS if config[key] is not None}
     if not tasks.multitask:
-        own.pop("task_dim", None)
-    return replace(table, **own, **{key: shared[key] for key in _OTHER_MODEL_KEYS})
-
-
-def _from_keys(cls: type, config: DictConfig) -> Any:
-    return cls(**{f.name: config[f.name] for f in fields(cls)})
+        differing.pop("task_dim", None)
+    return replace(table, **differing, **{key: shared[key] for key in SHARED_DIMS})
 
 
 def resume_mode(value: bool | str | None, sweep: bool) -> Resume:
@@ -148,39 +157,27 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
     if tasks is None:
         raise UserError("task=own is for evaluation: a run needs its task set, such as task=mt30.")
     with_teacher = config.teacher.name != "none"
-    weights = _from_keys(LossWeights, config)
-    return TrainSettings(
+    weights = from_keys(LossWeights, config)
+    return from_keys(
+        TrainSettings,
+        config,
         run_dir=run_dir,
         task_set=tasks,
         dims=model_dims_of(config, tasks, config),
         data_dir=required(config, "data_dir"),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        horizon=config.horizon,
-        seed=config.seed,
-        weights=weights if with_teacher else _without_distillation(weights),
-        optimiser=_from_keys(OptimiserSettings, config),
-        execution=_from_keys(Execution, config),
+        weights=weights if with_teacher else replace(weights, d_coef=0.0),
+        optimiser=from_keys(OptimiserSettings, config),
+        execution=from_keys(Execution, config),
         device=local_device(resolve_device(config.device)),
         teacher_name=config.teacher.name,
         labels=_labels_to_train_from(config.teacher),
         checkpoint=path_of(config, "checkpoint"),
         resume=resume_mode(config.resume, sweep),
-        log_freq=config.log_freq,
-        eval_freq=config.eval_freq,
-        save_freq=config.save_freq,
-        state_freq=config.state_freq,
-        evaluation=EvaluationSettings(
-            episodes=config.eval_episodes, seed=config.seed, greedy=config.greedy, num_workers=config.num_workers
-        ),
+        evaluation=from_keys(EvaluationSettings, config),
         planner=planner_settings(config),
-        logging=_from_keys(LoggingSettings, config.logging),
+        logging=from_keys(LoggingSettings, config.logging),
         config=plain(config),
     )
-
-
-def _without_distillation(weights: LossWeights) -> LossWeights:
-    return replace(weights, d_coef=0.0)
 
 
 def _labels_to_train_from(teacher: DictConfig) -> Path | None:
@@ -252,28 +249,28 @@ def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> Re
     """The teacher with the weights that the `teacher` keys name; raises as `teacher_of`."""
     teacher = config.teacher
     precision = teacher.precision or "float32"
-    own = None if teacher.task is None else task_set(teacher.task)
+    taught = None if teacher.task is None else task_set(teacher.task)
     if teacher.random_weights:
-        dims = model_dims_of(teacher, own or tasks, config)
-        return random_teacher(dims, own or tasks, tasks, config.seed, device, precision)
+        dims = model_dims_of(teacher, taught or tasks, config)
+        return random_teacher(dims, taught or tasks, tasks, config.seed, device, precision)
     path = path_of(teacher, "checkpoint")
     if path is None:
         raise UserError(
             f"teacher={teacher.name} needs its weights: give teacher.checkpoint=… "
             "(scripts/download.py fetches the published ones), or teacher=none to train from scratch."
         )
-    changed = any(teacher[key] is not None for key in _SIZE_KEYS)
+    changed = any(teacher[key] is not None for key in SIZE_DIMS)
     loaded = load_teacher(
         path,
         tasks,
-        task=own or tasks,
+        task=taught or tasks,
         model_size=None if changed else teacher.model_size,
         device=device,
         precision=precision,
     )
     if changed and teacher.model_size is not None:
-        expected = model_dims_of(teacher, own or tasks, config)
-        pairs = ((key, getattr(loaded.dims, key), getattr(expected, key)) for key in _SIZE_KEYS)
+        expected = model_dims_of(teacher, taught or tasks, config)
+        pairs = ((key, getattr(loaded.dims, key), getattr(expected, key)) for key in SIZE_DIMS)
         differing = [f"teacher.{key} {held} (not {wanted})" for key, held, wanted in pairs if held != wanted]
         if differing:
             raise CheckpointError(

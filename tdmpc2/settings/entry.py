@@ -28,7 +28,7 @@ _IN_CLONE = Path(__file__).resolve().parents[2] / "config"
 _IN_PACKAGE = Path(__file__).resolve().parents[1] / "config"
 # Beside an installed package may lie some other project's `config`.
 CONFIG_DIR = _IN_CLONE if (_IN_CLONE.parent / "pyproject.toml").is_file() else _IN_PACKAGE
-"""The Hydra tree: the clone's own, or the one that an installed package brings along."""
+"""The Hydra tree: the clone's, or the one that an installed package brings along."""
 _QUOTING = "quote a value that holds spaces, commas, '=', brackets or letters beyond ASCII: \"key='value'\""
 
 
@@ -186,7 +186,7 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 
 def one_line(error: Exception, known: Sequence[str] = ()) -> str:
-    """What Hydra or OmegaConf say about a configuration, without the lines about their own insides.
+    """What Hydra or OmegaConf say about a configuration, without the lines about their insides.
 
     `known` are the keys to offer where one is not known.
     """

@@ -1,206 +1,448 @@
 """Typed schemas of the Hydra configurations: a wrong key, type or missing value fails at once and names its key.
 
-Released keys keep their names. The YAML tree in `config/` fills these in; `tdmpc2.settings.convert` turns the result
-into the frozen settings of each room, and no room ever sees a configuration object.
+A key is written once, in the frozen dataclass of the package that uses it, or here where only a program does
+(`tdmpc2.keys`); `derived` makes the schemas from these. Released keys keep their names. The YAML tree in `config/`
+fills the schemas in; `tdmpc2.settings.convert` turns the result into frozen settings, and no package ever sees a
+configuration object.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import functools
+import operator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from tdmpc2.execution import Execution
+from tdmpc2.evaluation.runner import EvaluationSettings
+from tdmpc2.execution import PRECISIONS, Execution
 from tdmpc2.fileio import safe_name
+from tdmpc2.keys import METADATA, TDMPC2_SIZES, TDMPC_OPT, THIS_PROJECT, Key, check_keys, key, key_of, keys_in
 from tdmpc2.losses import LossWeights
-from tdmpc2.model import ModelDims
+from tdmpc2.model import MODEL_SIZES, ModelDims
+from tdmpc2.model.sizes import ModelSize
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SCALE, MOST_SLICES, OneOf, Whole, Within
+from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import known_tasks
-from tdmpc2.training import OptimiserSettings
+from tdmpc2.training import OptimiserSettings, TrainSettings
+
+# -- how a schema is made ----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class TaskConfig:
+def derived(
+    name: str,
+    text: str,
+    *parts: Any,
+    only: Collection[str] | None = None,
+    groups: Mapping[str, Any] | None = None,
+    **defaults: Any,
+) -> Any:
+    """A mutable dataclass, for Hydra, of the keys of other dataclasses.
+
+    Args:
+        name, text: of the schema.
+        parts: dataclasses with keys, derived ones too; a key repeated by `key_of` replaces that of an earlier part.
+        only: the keys to take; None takes all.
+        groups: schemas below this one, by name.
+        defaults: that differ here from those of the parts; None, too, for keys whose type has no None.
+
+    Raises:
+        TypeError: for a key that is written in two places, or one named in `only` or `defaults` that no part has.
+    """
+    found: dict[str, tuple[Any, Any, Key]] = {}
+    for part in parts:
+        hints = get_type_hints(part)
+        for declared, held in keys_in(part):
+            if only is not None and held.name not in only:
+                continue
+            earlier = found.get(held.name)
+            if earlier is not None and earlier[2].definition is not held.definition:
+                raise TypeError(f"{name}: the key {held.name} is written in two places; repeat one by key_of")
+            found[held.name] = (_config_type(hints[declared.name]), declared.default, held)
+    unknown = sorted({*(only or ()), *defaults} - found.keys())
+    if unknown:
+        raise TypeError(f"{name}: no part has the key {unknown[0]}")
+    below = [(group, schema, field(default_factory=schema)) for group, schema in (groups or {}).items()]
+    members: list[Any] = []
+    for key_name, (hint, given, held) in found.items():
+        default = defaults.get(key_name, MISSING if given is NO_DEFAULT else given)
+        member = field(default=default, metadata={METADATA: held})
+        members.append((key_name, hint | None if default is None else hint, member))
+    made = make_dataclass(name, [*below, *members])
+    made.__doc__, made.__module__ = text, __name__
+    return made
+
+
+def _config_type(hint: Any) -> Any:
+    """A field's type as OmegaConf knows it: a list where the frozen settings have a tuple."""
+    if get_origin(hint) is tuple:
+        return list[get_args(hint)[0]]  # type: ignore[misc]
+    kinds = get_args(hint) if isinstance(hint, UnionType) else ()
+    return functools.reduce(operator.or_, map(_config_type, kinds)) if kinds else hint
+
+
+def schema_keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Key]]:
+    """Every key of a derived schema and of the groups below it, by its dotted name."""
+    held = {declared.name: (declared, found) for declared, found in keys_in(schema)}
+    for declared in fields(schema):
+        if declared.name in held:
+            yield f"{prefix}{declared.name}", *held[declared.name]
+        elif is_dataclass(declared.type):
+            yield from schema_keys(declared.type, f"{prefix}{declared.name}.")
+
+
+# -- keys that only programs have --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskKeys:
     """A task set: a known name, or any name with its tasks listed in the order of their ids."""
 
-    name: str | None = MISSING
-    tasks: list[str] | None = None
+    name: str | None = key(
+        MISSING,
+        "name of the task set; null: the one that the checkpoint names",
+        unit="name",
+        source=THIS_PROJECT,
+        free_text=True,
+    )
+    tasks: tuple[str, ...] | None = key(
+        None,
+        "tasks of a set of your own, in the order of their ids; null: those of the known name",
+        unit="names of tasks",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
 
 
-@dataclass
-class ModelConfig:
-    """A published size, and single dimensions that differ from its row of the table (null: as the table)."""
+@dataclass(frozen=True)
+class SizeKeys:
+    """A published size, from which single dimensions may differ."""
 
-    model_size: int | None = None
-    enc_dim: int | None = None
-    mlp_dim: int | None = None
-    latent_dim: int | None = None
-    num_enc_layers: int | None = None
-    num_q: int | None = None
-    task_dim: int | None = None
-
-
-@dataclass
-class TeacherConfig(ModelConfig):
-    """The teacher of reward distillation; `name: none` trains from scratch, `labels` on what scripts/label.py wrote.
-
-    Its model keys are those of the student, from the same config group.
-    """
-
-    name: str = MISSING
-    checkpoint: str | None = None
-    task: str | None = None  # its task set, for released files, which do not name theirs
-    random_weights: bool = False  # for measuring cost without a checkpoint; teaches nothing
-    precision: str | None = None  # of its weights and products: float32 (default) or bfloat16; labels: must be theirs
-    labels: str | None = None  # folder of the rewards it has predicted: read by teacher=labels, written by label.py
+    model_size: int | None = key(
+        None,
+        f"published size: {', '.join(map(str, MODEL_SIZES))}; null in a teacher: the one of its checkpoint",
+        unit="millions of parameters",
+        source=TDMPC2_SIZES,
+    )
 
 
-@dataclass
-class LoggingConfig:
-    """Where metrics go besides the CSV and JSON-lines files, which are always written."""
+@dataclass(frozen=True)
+class TeacherKeys:
+    """The teacher of reward distillation; its model keys are those of the student, from the same config group."""
 
-    console: bool = True
-    tensorboard: bool = False
-    wandb: bool = False
-    wandb_project: str = "tdmpc-opt"
-    wandb_entity: str | None = None
-    wandb_mode: str = "online"  # online, offline or disabled
-
-
-@dataclass
-class PlannerConfig:
-    """MPPI (see PlannerSettings); `horizon` is also the length of a training slice.
-
-    `greedy` leaves the exploration noise out of planned actions; the papers' evaluation keeps it.
-    """
-
-    horizon: int = PlannerSettings.horizon
-    iterations: int = PlannerSettings.iterations
-    num_samples: int = PlannerSettings.num_samples
-    num_elites: int = PlannerSettings.num_elites
-    num_pi_trajs: int = PlannerSettings.num_pi_trajs
-    min_std: float = PlannerSettings.min_std
-    max_std: float = PlannerSettings.max_std
-    temperature: float = PlannerSettings.temperature
-    warm_start: bool = PlannerSettings.warm_start
-    greedy: bool = False
-
-
-@dataclass
-class SharedModelConfig:
-    """What student and teacher have in common, whatever their sizes."""
-
-    simnorm_dim: int = ModelDims.simnorm_dim
-    num_bins: int = ModelDims.num_bins
-    vmin: float = ModelDims.vmin
-    vmax: float = ModelDims.vmax
-    dropout: float = ModelDims.dropout
-    log_std_min: float = ModelDims.log_std_min
-    log_std_max: float = ModelDims.log_std_max
+    name: str = key(
+        MISSING,
+        "name of the choice: a size, none (from scratch) or labels (what scripts/label.py wrote)",
+        unit="name",
+        source=f"{TDMPC_OPT}: 317M or 48M",
+    )
+    checkpoint: str | None = key(
+        None, "file of its weights", unit="path", source=THIS_PROJECT, free_text=True, names_run=False
+    )
+    task: str | None = key(
+        None,
+        "its task set, for released files, which do not name theirs; null: the student's",
+        unit="name",
+        source=THIS_PROJECT,
+    )
+    random_weights: bool = key(
+        False,
+        "whether its weights are random, to measure cost without a checkpoint; such a teacher teaches nothing",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+    precision: str | None = key(
+        None,
+        "arithmetic of its weights and products, float32 or bfloat16; null: float32, or with labels what they have",
+        unit="name",
+        source=THIS_PROJECT,
+    )
+    labels: str | None = key(
+        None,
+        "folder of the rewards that it has predicted, which teacher=labels reads and label.py writes",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
 
 
-@dataclass
-class TrainConfig(PlannerConfig, SharedModelConfig, ModelConfig):
-    """`python tdmpc2/train.py`."""
+@dataclass(frozen=True)
+class DataKeys:
+    """Where episodes lie."""
 
-    task: TaskConfig = field(default_factory=TaskConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    checkpoint: str | None = None  # start from these weights instead of new ones
-    # data and update
-    data_dir: str = MISSING
-    batch_size: int = 256
-    steps: int = 200_000
-    d_coef: float = 0.4
-    lr: float = OptimiserSettings.lr
-    enc_lr_scale: float = OptimiserSettings.enc_lr_scale
-    grad_clip_norm: float = OptimiserSettings.grad_clip_norm
-    tau: float = OptimiserSettings.tau
-    consistency_coef: float = LossWeights.consistency_coef
-    reward_coef: float = LossWeights.reward_coef
-    value_coef: float = LossWeights.value_coef
-    entropy_coef: float = LossWeights.entropy_coef
-    rho: float = LossWeights.rho
-    seed: int = 1
-    device: str = "auto"
-    matmul_precision: str = "highest"  # highest, high (TF32) or medium (bfloat16), as torch names them
-    precision: str = Execution.precision  # of the update's matrix products: float32 or bfloat16
-    compile: bool = Execution.compile  # torch.compile the update: a minute at the start, then faster
-    cudagraphs: bool = Execution.cudagraphs  # capture the update as one CUDA graph
-    # the run
-    exp_name: str = "default"
-    resume: bool | str | None = None  # true, false, or auto: as the folder needs; default false, in a sweep auto
-    log_freq: int = 100
-    eval_freq: int = 0  # 0: no evaluation while training
-    eval_episodes: int = 1
-    save_freq: int | None = None  # default: a fifth of steps, the five checkpoints of the paper's figure 3
-    state_freq: int = 1000  # how often the state that `resume` continues from is written
-    num_workers: int | None = None
+    data_dir: str = key(
+        MISSING, "folder of the store of episodes", unit="path", source=THIS_PROJECT, free_text=True, names_run=False
+    )
 
 
-@dataclass
-class EvaluateConfig(PlannerConfig):
-    """`python tdmpc2/evaluate.py`."""
+@dataclass(frozen=True)
+class DeviceKeys:
+    """What computes, and how exactly."""
 
-    checkpoint: str = MISSING
-    task: TaskConfig = field(default_factory=TaskConfig)
-    tasks: list[str] | None = None  # evaluate only these
-    eval_episodes: int = 10
-    seed: int = 1
-    mpc: bool = True  # false: the policy prior alone
-    precision: str = Execution.precision  # of the planner's products: float32, bfloat16, or on CUDA float16
-    compile: bool = Execution.compile  # one pass each for the planner's functions: a second, on CUDA more
-    cudagraphs: bool = Execution.cudagraphs  # on CUDA, capture a whole plan as one graph
-    matmul_precision: str = "highest"
-    device: str = "auto"
-    num_envs: int | None = None
-    num_workers: int | None = None
-    output: str | None = None  # folder of the results; default: next to the checkpoint's name under results/
-    label: str | None = None
-    reference: str | None = None  # another evaluation.json, whose returns the table shows beside
-    save_video: bool = False
-
-
-@dataclass
-class QuantizeConfig(EvaluateConfig):
-    """`python scripts/quantize.py`."""
-
-    scheme: str = "fp16"
-    evaluate: bool = True
+    device: str = key(
+        "auto",
+        "device to compute on: auto (CUDA where there is one), cpu, cuda or cuda:1",
+        unit="name of a device",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+    matmul_precision: str = key(
+        "highest",
+        "how torch computes float32 products: highest, high (TF32) or medium (bfloat16)",
+        unit="name",
+        source=THIS_PROJECT,
+        check=OneOf(
+            ("highest", "high", "medium"), message="{name}={value} is unknown; choose highest, high or medium."
+        ),
+    )
 
 
-@dataclass
-class CollectConfig(PlannerConfig):
-    """`python scripts/collect.py`."""
+@dataclass(frozen=True)
+class RunKeys:
+    """Keys that only `python tdmpc2/train.py` has."""
 
-    data_dir: str = MISSING
-    task: TaskConfig = field(default_factory=TaskConfig)
-    tasks: list[str] | None = None  # collect only these
-    episodes: int = 10  # of each task
-    behaviour: str = "oscillate"  # oscillate, uniform, planner or prior
-    checkpoint: str | None = None  # for planner and prior
-    noise: float = 0.0  # std of Gaussian noise added to every action
-    seed: int = 1
-    device: str = "auto"
-    matmul_precision: str = "highest"
-    num_envs: int | None = None
-    num_workers: int | None = None
+    checkpoint: str | None = key(
+        None,
+        "file of weights to start from; null: new ones",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
+    exp_name: str = key(
+        "default",
+        "name of the experiment, in the path of the run's folder",
+        unit="name",
+        source=THIS_PROJECT,
+        free_text=True,
+    )
+    resume: bool | str | None = key(
+        None,
+        "what to do about a run that the folder holds: true (go on), false (refuse) or auto (whatever fits); "
+        "null: false, in a sweep auto",
+        unit="true, false or auto",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+    eval_episodes: int = key_of(EvaluationSettings, "eval_episodes", default=1, source=THIS_PROJECT)
+    compile: bool = key_of(
+        Execution,
+        "compile",
+        text="whether torch.compile compiles the update's losses and gradients: a minute at the start, then faster; "
+        "evaluations of the run plan eagerly",
+    )
+    cudagraphs: bool = key_of(
+        Execution,
+        "cudagraphs",
+        text="whether the whole update is captured as one CUDA graph; evaluations of the run plan without",
+    )
+    precision: str = key_of(
+        Execution,
+        "precision",
+        text="arithmetic of the update's matrix products, float32 or bfloat16; evaluations of the run plan in float32",
+    )
 
 
-@dataclass
-class LabelConfig(SharedModelConfig):
-    """`python scripts/label.py`."""
+@dataclass(frozen=True)
+class EvaluateKeys:
+    """Keys that only programs that evaluate have."""
 
-    data_dir: str = MISSING
-    task: TaskConfig = field(default_factory=TaskConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    batch_size: int = 2048  # transitions a forward pass
-    seed: int = 1  # of a teacher with random weights
-    device: str = "auto"
-    verify: bool = False  # label nothing: read what is there and compare its checksums
+    checkpoint: str = key(
+        MISSING, "file of the student", unit="path", source=THIS_PROJECT, free_text=True, names_run=False
+    )
+    output: str | None = key(
+        None,
+        "folder of the results; null: one under results/ that is named like the checkpoint",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+    )
+    label: str | None = key(
+        None, "name in tables; null: that of the checkpoint", unit="name", source=THIS_PROJECT, free_text=True
+    )
+    reference: str | None = key(
+        None,
+        "an evaluation.json, whose returns the table shows beside",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+    )
+    save_video: bool = key(
+        False, "whether each task's first episode is filmed", unit="true or false", source=THIS_PROJECT
+    )
 
+
+@dataclass(frozen=True)
+class QuantizeKeys:
+    """Keys that only `python scripts/quantize.py` has."""
+
+    scheme: str = key(
+        "fp16", "name of the way of storing numbers (docs/quantization.md)", unit="name", source=f"{TDMPC_OPT}, table 4"
+    )
+    evaluate: bool = key(
+        True, "whether the student is evaluated before and after", unit="true or false", source=THIS_PROJECT
+    )
+    precision: str = key_of(
+        Execution,
+        "precision",
+        default="auto",
+        text="arithmetic of the quantised student's plans: auto (float16 on CUDA, else float32 on the cast weights), "
+        "float32, bfloat16, or on CUDA float16",
+        check=OneOf(("auto", *PRECISIONS)),
+    )
+
+
+@dataclass(frozen=True)
+class CollectKeys:
+    """Keys that only `python scripts/collect.py` has."""
+
+    tasks: tuple[str, ...] | None = key_of(EvaluationSettings, "tasks")
+    episodes: int = key(
+        10,
+        "number of episodes to collect of each task",
+        unit="episodes",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_EPISODES),
+    )
+    behaviour: str = key(
+        "oscillate",
+        "what acts: oscillate (a sine in each action), uniform (random actions), planner or prior (of a checkpoint)",
+        unit="name",
+        source=THIS_PROJECT,
+        check=OneOf(("oscillate", "uniform", "planner", "prior")),
+    )
+    checkpoint: str | None = key(
+        None,
+        "file of the student, for behaviour=planner or prior",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
+    noise: float = key(
+        0.0,
+        "std of Gaussian noise added to every action",
+        unit="action units",
+        source=THIS_PROJECT,
+        check=Within(0, MOST_SCALE),
+    )
+    seed: int = key_of(EvaluationSettings, "seed", check=Whole(0, MOST_EVALUATION_SEED))
+    num_envs: int | None = key_of(EvaluationSettings, "num_envs")
+    num_workers: int | None = key_of(EvaluationSettings, "num_workers")
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """Keys that only `python scripts/label.py` has."""
+
+    batch_size: int = key(
+        2048, "transitions of a forward pass", unit="transitions", source=THIS_PROJECT, check=Whole(1, MOST_SLICES)
+    )
+    seed: int = key_of(EvaluationSettings, "seed", text="start of the random numbers of a teacher with random weights")
+    verify: bool = key(
+        False,
+        "whether to label nothing, but to read what is there and compare its checksums",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
+
+SIZE_DIMS = tuple(declared.name for declared in fields(ModelSize))
+SHARED_DIMS = tuple(declared.name for declared in fields(ModelDims) if declared.default is not NO_DEFAULT)
+
+TaskConfig = derived("TaskConfig", "A task set.", TaskKeys)
+ModelConfig = derived(
+    "ModelConfig",
+    "A published size, and single dimensions that differ from its row of the table (null: as the table).",
+    SizeKeys,
+    derived("SizeDims", "", ModelDims, only=SIZE_DIMS, **dict.fromkeys(SIZE_DIMS)),
+)
+SharedModelConfig = derived(
+    "SharedModelConfig", "What student and teacher have in common, whatever their sizes.", ModelDims, only=SHARED_DIMS
+)
+TeacherConfig = derived("TeacherConfig", "The teacher of reward distillation.", ModelConfig, TeacherKeys)
+LoggingConfig = derived("LoggingConfig", "Where metrics go besides the files that are always written.", LoggingSettings)
+PlannerConfig = derived(
+    "PlannerConfig",
+    "MPPI, and whether its actions are greedy.",
+    PlannerSettings,
+    derived("Greedy", "", EvaluationSettings, only=("greedy",)),
+)
+PlanningConfig = derived(
+    "PlanningConfig",
+    "What every program has that plans with a checkpoint.",
+    PlannerConfig,
+    Execution,
+    DeviceKeys,
+)
+PoolConfig = derived(
+    "PoolConfig",
+    "What every program has that runs environments.",
+    EvaluationSettings,
+    only=("seed", "num_envs", "num_workers"),
+)
+TrainConfig = derived(
+    "TrainConfig",
+    "`python tdmpc2/train.py`.",
+    ModelConfig,
+    SharedModelConfig,
+    PlannerConfig,
+    RunKeys,
+    DataKeys,
+    TrainSettings,
+    LossWeights,
+    OptimiserSettings,
+    DeviceKeys,
+    PoolConfig,
+    groups={"task": TaskConfig, "teacher": TeacherConfig, "logging": LoggingConfig},
+    data_dir="data/mt30",
+    d_coef=0.4,
+)
+EvaluateConfig = derived(
+    "EvaluateConfig",
+    "`python tdmpc2/evaluate.py`.",
+    PlanningConfig,
+    EvaluationSettings,
+    EvaluateKeys,
+    groups={"task": TaskConfig},
+)
+QuantizeConfig = derived(
+    "QuantizeConfig", "`python scripts/quantize.py`.", EvaluateConfig, QuantizeKeys, groups={"task": TaskConfig}
+)
+CollectConfig = derived(
+    "CollectConfig",
+    "`python scripts/collect.py`.",
+    PlanningConfig,
+    DataKeys,
+    PoolConfig,
+    CollectKeys,
+    groups={"task": TaskConfig},
+)
+LabelConfig = derived(
+    "LabelConfig",
+    "`python scripts/label.py`.",
+    SharedModelConfig,
+    DataKeys,
+    LabelKeys,
+    derived("LabelDevice", "", DeviceKeys, only=("device",)),
+    groups={"task": TaskConfig, "teacher": TeacherConfig},
+    data_dir="data/mt30",
+)
 
 SCHEMAS: dict[str, Any] = {
     "train": TrainConfig,
@@ -211,22 +453,14 @@ SCHEMAS: dict[str, Any] = {
 }
 """By the name of the program and of its file in `config/`."""
 
-TEXT_KEYS = frozenset(
-    (
-        *("checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir", "output", "reference"),
-        *("hydra.run.dir", "hydra.sweep.dir", "exp_name", "label", "task.name"),
-    )
-)
+_FREE_TEXT = (name for schema in SCHEMAS.values() for name, _, held in schema_keys(schema) if held.free_text)
+TEXT_KEYS = frozenset(("hydra.run.dir", "hydra.sweep.dir", *_FREE_TEXT))
 """Keys whose values are paths or names: any text, which Hydra's grammar need not understand."""
 
 IN_PATH = ("seed", "exp_name", "task", "task.name", "experiment")
 """Keys that stand in a run's path already, so that no part of it is named by them."""
 
-NOT_IN_NAMES = (
-    *("resume", "device", "task.tasks", "checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir"),
-    *("log_freq", "eval_freq", "eval_episodes", "save_freq", "state_freq", "num_workers", "logging"),
-    *(f"logging.{name}" for name in ("console", "tensorboard", "wandb", "wandb_project", "wandb_entity", "wandb_mode")),
-)
+NOT_IN_NAMES = ("logging", *(name for name, _, held in schema_keys(TrainConfig) if not held.names_run))
 """Keys that a run's folder is not named by, unless a sweep varies them: they say where things lie, or change nothing
 about its updates."""
 

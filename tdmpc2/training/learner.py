@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import CapturedFunction, Execution
+from tdmpc2.keys import TDMPC2, check_keys, key
 from tdmpc2.losses import (
     LossTerms,
     LossWeights,
@@ -25,7 +26,7 @@ from tdmpc2.losses import (
 )
 from tdmpc2.model import WorldModel
 from tdmpc2.objectives import Objective, RewardDistillation
-from tdmpc2.ranges import MOST_FLOAT, check_range, check_share
+from tdmpc2.ranges import MOST_FLOAT, Share, Within
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.ranks import Ranks
 
@@ -35,25 +36,35 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Under the names of the released configuration.
+    """Under the names of the released configuration."""
 
-    Attributes:
-        lr: learning rate of Adam, 3e38 at most.
-        enc_lr_scale: the encoder's share of it, likewise.
-        grad_clip_norm: largest gradient norm, of the world model and of the policy each; inf does not clip.
-        tau: how far target Q and the running scale move at each update.
-    """
-
-    lr: float = 3e-4
-    enc_lr_scale: float = 0.3
-    grad_clip_norm: float = 20.0
-    tau: float = 0.01
+    lr: float = key(
+        3e-4, "learning rate of Adam", unit="per update", source=TDMPC2, check=Within(0, MOST_FLOAT, above=True)
+    )
+    enc_lr_scale: float = key(
+        0.3,
+        "the encoder's learning rate as a part of lr",
+        unit="ratio",
+        source=TDMPC2,
+        check=Within(0, MOST_FLOAT, above=True),
+    )
+    grad_clip_norm: float = key(
+        20.0,
+        "largest gradient norm, of the world model and of the policy each; inf does not clip",
+        unit="gradient norm",
+        source=TDMPC2,
+        check=Within(0, math.inf, above=True, infinite=True),
+    )
+    tau: float = key(
+        0.01,
+        "how far target Q and the running scale move at each update",
+        unit="ratio",
+        source=TDMPC2,
+        check=Share(zero=False),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("lr", "enc_lr_scale"):
-            check_range(name, getattr(self, name), 0, MOST_FLOAT, above=True)
-        check_range("grad_clip_norm", self.grad_clip_norm, 0, math.inf, above=True, infinite=True)
-        check_share("tau", self.tau, zero=False)
+        check_keys(self)
 
 
 class Learner:

@@ -11,10 +11,11 @@ import torch
 
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
+from tdmpc2.keys import TDMPC_OPT, THIS_PROJECT, check_keys, key, key_of
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
 from tdmpc2.planner import PlannerSettings
-from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_ROUNDS, MOST_SEED, MOST_SLICES, MOST_STEPS, check_whole
+from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_SLICES, MOST_STEPS, Whole, check_whole
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet
 from tdmpc2.training.execution import UPDATES
@@ -26,21 +27,33 @@ Resume = Literal["never", "always", "auto"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One run; see `TrainConfig` for the keys.
+    """One run.
 
-    `eval_freq` of 0 evaluates never. `config` is kept with the run and every checkpoint. `teacher_name` is
-    for the record. `labels` is the folder of a teacher's predictions, for a run without the teacher itself.
-    `log_name` is the file in the run's folder for what libraries log; None keeps none.
+    `config` is kept with the run and every checkpoint. `teacher_name` is for the record. `labels` is the
+    folder of a teacher's predictions, for a run without the teacher itself. `log_name` is the file in the
+    run's folder for what libraries log; None keeps none.
     """
 
     run_dir: Path
     task_set: TaskSet
     dims: ModelDims
     data_dir: Path
-    steps: int
-    batch_size: int = 256
-    horizon: int = 3
-    seed: int = 1
+    steps: int = key(
+        200_000,
+        "updates of the run",
+        unit="updates",
+        source=f"{TDMPC_OPT}, table 1; 1M in table 2",
+        check=Whole(1, MOST_STEPS),
+    )
+    batch_size: int = key(
+        256,
+        "B: slices of an update; the paper also has 128 and 1024",
+        unit="slices",
+        source=f"{TDMPC_OPT}, experiments",
+        check=Whole(1, MOST_SLICES),
+    )
+    horizon: int = key_of(PlannerSettings, "horizon")
+    seed: int = key_of(EvaluationSettings, "seed")
     weights: LossWeights = field(default_factory=LossWeights)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     execution: Execution = field(default_factory=Execution)
@@ -49,10 +62,38 @@ class TrainSettings:
     labels: Path | None = None
     checkpoint: Path | None = None
     resume: Resume = "never"
-    log_freq: int = 100
-    eval_freq: int = 0
-    save_freq: int | None = None
-    state_freq: int = 1000
+    log_freq: int = key(
+        100,
+        "updates between logged steps",
+        unit="updates",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_STEPS),
+        names_run=False,
+    )
+    eval_freq: int = key(
+        0,
+        "updates between evaluations, which plan eagerly in float32; 0: none while training",
+        unit="updates",
+        source=THIS_PROJECT,
+        check=Whole(0, MOST_STEPS),
+        names_run=False,
+    )
+    save_freq: int | None = key(
+        None,
+        "updates between checkpoints; null: a fifth of steps, for the five checkpoints of the figure",
+        unit="updates",
+        source=f"{TDMPC_OPT}, figure 3",
+        check=Whole(1, MOST_STEPS),
+        names_run=False,
+    )
+    state_freq: int = key(
+        1000,
+        "updates between writings of the state that resume continues from",
+        unit="updates",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_STEPS),
+        names_run=False,
+    )
     evaluation: EvaluationSettings = field(default_factory=lambda: EvaluationSettings(episodes=1))
     planner: PlannerSettings = field(default_factory=PlannerSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
@@ -61,14 +102,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         UPDATES.check_precision(self.execution.precision)
-        check_whole("batch_size", self.batch_size, 1, MOST_SLICES)
-        check_whole("horizon", self.horizon, 1, MOST_ROUNDS)
-        for name in ("steps", "log_freq", "state_freq"):
-            check_whole(name, getattr(self, name), 1, MOST_STEPS)
-        if self.save_freq is not None:
-            check_whole("save_freq", self.save_freq, 1, MOST_STEPS)
-        check_whole("eval_freq", self.eval_freq, 0, MOST_STEPS)
-        check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED if self.eval_freq else MOST_SEED)
+        check_keys(self)
+        if self.eval_freq:
+            check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
 
     def identity(self) -> dict[str, Any]:
         """The settings that the updates depend on, and so may not change when a run resumes; `steps` may."""

@@ -1,4 +1,4 @@
-"""Configuration: every choice composes, every mistake is named, and the rooms get what the keys say."""
+"""Configuration: every choice composes, every mistake is named, and the packages get what the keys say."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tdmpc2.settings.convert import (
     evaluation_settings,
     model_dims_of,
     planner_settings,
+    planning_of,
     required,
     teacher_of,
     train_settings,
@@ -103,6 +104,23 @@ def test_greedy_reaches_every_program_that_acts() -> None:
     assert composed("collect", "greedy=true").greedy
     best = composed("evaluate", "checkpoint=x.pt", "planner=best")
     assert evaluation_settings(best, None).greedy
+
+
+def test_a_run_s_evaluations_have_the_pool_that_is_asked_for() -> None:
+    evaluation = settings_of("num_envs=3", "num_workers=2", "seed=4").evaluation
+    assert (evaluation.num_envs, evaluation.num_workers, evaluation.seed) == (3, 2, 4)
+    assert settings_of().evaluation == EvaluationSettings(episodes=1)
+    with pytest.raises(UserError, match="num_envs must be at least 1, not 0"):
+        settings_of("num_envs=0")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ways_to_plan_reach_the_planner(program: str) -> None:
+    given = composed(program, "planner=fast", "precision=bfloat16", "compile=true", "cudagraphs=true")
+    fast = planner_settings(composed("evaluate", "planner=fast"))
+    assert planning_of(given) == {"planner": fast, "precision": "bfloat16", "compile": True, "cudagraphs": True}
+    with pytest.raises(UserError, match="precision=int3 is unknown; choose one of float32, float16, bfloat16"):
+        planning_of(composed(program, "precision=int3"))
 
 
 def test_distillation_weight_applies_with_a_teacher_only() -> None:
@@ -230,6 +248,7 @@ def test_wrong_keys_types_and_choices_are_named_in_one_line(program: str, wrong:
         ("task.tasks=[walker-fly]", "walker-fly"),
         ("task=own", "task=own"),
         ("device=tpu0", "tpu0"),
+        ("precision=float16", "precision=float16 is unknown for training; choose float32 or bfloat16"),
         ("logging.wandb_mode=sometimes", "wandb_mode"),
         ("resume=maybe", "resume=maybe"),
     ],
