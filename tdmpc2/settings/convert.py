@@ -23,7 +23,7 @@ from tdmpc2.fileio import safe_name
 from tdmpc2.keys import keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, model_dims
-from tdmpc2.planner import PlannerSettings
+from tdmpc2.planner import PLANS, PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.settings.schema import SHARED_DIMS, SIZE_DIMS
 from tdmpc2.tasks import TaskSet, task_set
@@ -115,7 +115,9 @@ def planner_settings(config: DictConfig) -> PlannerSettings:
 
 def planning_of(config: DictConfig, **others: Any) -> dict[str, Any]:
     """How to plan, as `load_agent` takes it: planner, precision, compile, cudagraphs; `others` as in `from_keys`."""
-    return {"planner": planner_settings(config), **asdict(from_keys(Execution, config, **others))}
+    execution = from_keys(Execution, config, **others)
+    PLANS.check_precision(execution.precision)
+    return {"planner": planner_settings(config), **asdict(execution)}
 
 
 def evaluation_settings(config: DictConfig, video_dir: Path | None) -> EvaluationSettings:
