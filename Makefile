@@ -11,8 +11,9 @@ DEVICE ?= auto
 quickstart: setup
 	$(BIN)/python scripts/quickstart.py --device $(DEVICE)
 
+# A process for each core, of one thread each.
 test: setup-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # torch and oneDNN then use no later instructions. Left out are torch's compiler, which takes minutes, and processes.
 test-avx2: setup-dev

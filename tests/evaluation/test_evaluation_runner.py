@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +129,9 @@ sys.stdin.read()
     ]
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == b"filming\n"
+    wanted = time.monotonic() + 60
+    while len(files_in(tmp_path)) < 2 and time.monotonic() < wanted:
+        time.sleep(0.05)  # ffmpeg makes them, each in a process of its own
     killed, alive = processes
     killed.kill()
     killed.communicate()
