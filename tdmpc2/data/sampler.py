@@ -149,16 +149,16 @@ class SliceSampler:
         """These slices, int64 [B] each, of episodes whose task is in the task set."""
         rows = self._gather(episodes, starts)
         obs_dim = self.task_set.obs_dim
-        taught = None
+        teacher_reward = None
         if self.labels is not None:
             # The action that led from obs_0 lies in the row after it, and so does the teacher's reward for it.
-            taught = torch.from_numpy(self.labels.at(episodes, starts + 1)[:, None])
+            teacher_reward = torch.from_numpy(self.labels.at(episodes, starts + 1)[:, None])
         return Batch(
             obs=_tensor(rows[:, :, :obs_dim]),
             action=_tensor(rows[1:, :, obs_dim:-1]),
             reward=_tensor(rows[1:, :, -1:]),
             task=torch.from_numpy(self._task_ids[self.store.task_ids[episodes]]),
-            teacher_reward=taught,
+            teacher_reward=teacher_reward,
         )
 
     def _draw(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

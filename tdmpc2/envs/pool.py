@@ -30,9 +30,11 @@ Steps = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
 
 # The worker is started with `-c` and not with multiprocessing's spawn, which would run the program's main
 # module again in each worker: that imports torch, and never ends where the main module has no guard.
+# What asks a whole group of processes to stop is for this process to hear: it ends its workers itself.
 _BOOTSTRAP = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[2:]; "
-    "from tdmpc2.envs.worker import main; main(sys.argv[1])"
+    "import signal, sys; asked = [n for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]; "
+    "[signal.signal(getattr(signal, n), signal.SIG_IGN) for n in asked]; "
+    "sys.path[:] = sys.argv[2:]; from tdmpc2.envs.worker import main; main(sys.argv[1])"
 )
 _SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1")
 _EXIT_SECONDS = 1.0

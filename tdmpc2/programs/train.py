@@ -32,14 +32,14 @@ def main(config: DictConfig) -> None:
             return
         teacher = teacher_of(config, settings.task_set, settings.device)
         if ranks.first:
-            taught = "from scratch"
+            learns_from = "from scratch"
             if teacher is not None:
                 loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
-                taught = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
+                learns_from = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
             elif settings.labels is not None:
-                taught = f"labels in {settings.labels}, d_coef {settings.weights.d_coef}"
+                learns_from = f"labels in {settings.labels}, d_coef {settings.weights.d_coef}"
             where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"
-            print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {taught}, on {where}")
+            print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {learns_from}, on {where}")
         result = train(settings, teacher, ranks)
     if result.interrupted:
         raise SystemExit(130)

@@ -251,10 +251,10 @@ def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> Re
     """The teacher with the weights that the `teacher` keys name; raises as `teacher_of`."""
     teacher = config.teacher
     precision = teacher.precision or "float32"
-    taught = None if teacher.task is None else task_set(teacher.task)
+    teacher_tasks = None if teacher.task is None else task_set(teacher.task)
     if teacher.random_weights:
-        dims = model_dims_of(teacher, taught or tasks, config)
-        return random_teacher(dims, taught or tasks, tasks, config.seed, device, precision)
+        dims = model_dims_of(teacher, teacher_tasks or tasks, config)
+        return random_teacher(dims, teacher_tasks or tasks, tasks, config.seed, device, precision)
     path = path_of(teacher, "checkpoint")
     if path is None:
         raise UserError(
@@ -265,13 +265,13 @@ def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> Re
     loaded = load_teacher(
         path,
         tasks,
-        task=taught or tasks,
+        task=teacher_tasks or tasks,
         model_size=None if changed else teacher.model_size,
         device=device,
         precision=precision,
     )
     if changed and teacher.model_size is not None:
-        expected = model_dims_of(teacher, taught or tasks, config)
+        expected = model_dims_of(teacher, teacher_tasks or tasks, config)
         pairs = ((key, getattr(loaded.dims, key), getattr(expected, key)) for key in SIZE_DIMS)
         differing = [f"teacher.{key} {held} (not {wanted})" for key, held, wanted in pairs if held != wanted]
         if differing:

@@ -102,7 +102,8 @@ class _Jobs:
             print(f"error: {self._failed[-1]}", file=sys.stderr)
 
     def _claim(self, folder: str) -> None:
-        if folder in self._folders:
+        """Refuses a folder of a sweep to all but one job; programs without folders for jobs run in the working one."""
+        if folder in self._folders and Path(folder) != Path.cwd():
             raise UserError(f"{folder}: another job of this sweep has this folder; vary exp_name or task.name with it.")
         self._folders.add(folder)
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def test_a_terminal_that_is_closed(tmp_path: Path, name: str) -> None:
     output, errors = run.communicate(timeout=60)
     assert run.returncode == 130 and "the state is written" in output and errors == "", errors
     assert (tmp_path / "logs" / "duo" / "default" / "seed1" / "state" / "latest.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+def test_a_group_of_processes_that_is_asked_to_stop(tmp_path: Path, name: str) -> None:
+    """As a closed terminal or a cluster's scheduler does it: simulators hear it too, and leave it to the run."""
+    keys = (*TRAIN[:-1], f"data_dir={store_path()}", "num_workers=1", "eval_freq=1", "eval_episodes=1000", "steps=2")
+    run = started(
+        *keys, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    state = tmp_path / "logs" / "duo" / "default" / "seed1" / "state" / "latest.pt"
+    wanted = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < wanted:
+        time.sleep(0.05)
+    time.sleep(2)  # within the evaluation that the state was written before
+    os.killpg(run.pid, signal.Signals[name])
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "interrupted at step 1" in output and errors == "", errors
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
@@ -366,6 +384,19 @@ def test_jobs_of_a_sweep_never_share_a_folder(server: ProgramServer, tmp_path: P
         assert not any(set("=,[] ") & set(str(path.relative_to(tmp_path))) for path in finals)
     ended = server.run(tmp_path, "train", ["-m", *keys(), "steps=1", "exp_name=x", "hydra.sweep.subdir=one", "lr=1,2"])
     assert ended.code == 2 and "another job of this sweep has this folder" in ended.errors
+
+
+def test_several_checkpoints_are_evaluated_by_one_command(server: ProgramServer, tmp_path: Path) -> None:
+    runs = ("a", "b")
+    for name in runs:
+        tiny_run(tmp_path / "logs" / "duo" / name / "seed1", "steps=1")
+    paths = [f"logs/duo/{name}/seed1/checkpoints/final.safetensors" for name in runs]
+    tasks = ("eval_episodes=1", f"tasks=[{TASKS[1]}]", "mpc=false", "num_workers=0", "device=cpu")
+    done(server.run(tmp_path, "evaluate", ["-m", f"checkpoint={','.join(paths)}", *tasks]))
+    results = files_in(tmp_path / "results")
+    assert [name for name in results if name.endswith(".json")] == [
+        f"duo-{name}-seed1-final/evaluation.json" for name in runs
+    ]
 
 
 def test_a_sweep_of_many_keys_has_a_name_that_fits(server: ProgramServer, tmp_path: Path) -> None:
