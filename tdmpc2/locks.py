@@ -98,7 +98,12 @@ class FolderLock:
 
     def _make_folder(self) -> None:
         missing = missing_folders(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # also where the folder was there, and is gone again
+            if self.folder.exists() and not self.folder.is_dir():
+                raise
+            raise FileNotFoundError(str(self.folder)) from None
         self._made = missing or self._made
 
     def _is_there(self) -> bool:

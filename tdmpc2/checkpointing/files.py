@@ -266,7 +266,8 @@ def _model_shapes(path: Path, dims: ModelDims) -> dict[str, Shape]:
         with torch.device("meta"):
             model = WorldModel(dims, np.ones((dims.num_tasks, dims.action_dim), np.float32) if dims.num_tasks else None)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: no model has its dimensions ({error}).") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # torch lists what it would take
+        raise CheckpointError(f"{path}: no model has its dimensions ({printable(reason)}).") from error
     return {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
 
 
