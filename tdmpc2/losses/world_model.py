@@ -84,24 +84,21 @@ def world_model_losses(
     for t in range(horizon):
         latents.append(model.next(latents[-1], batch.action[t], task))
     z = torch.stack(latents)  # [H+1, B, Z]
-    rollout = Rollout(
-        latents=z,
-        reward_logits=model.reward(z[:-1], batch.action, task),
-        q_logits=model.q_values(z[:-1], batch.action, task, dropout=noise.value_dropout),
-    )
 
     # -- 3: consistency, reward and value, weighted rho^t over the steps ----------------------------------------
     weight = decay(weights.rho, horizon, z)  # [H]
     consistency = (weight * (z[1:] - next_z).square().mean(dim=(1, 2))).mean()
-    reward_ce = two_hot_cross_entropy(rollout.reward_logits, batch.reward, dims.vmin, dims.vmax)
+    reward_logits = model.reward(z[:-1], batch.action, task)
+    reward_ce = two_hot_cross_entropy(reward_logits, batch.reward, dims.vmin, dims.vmax)
     reward = (weight * reward_ce.mean(dim=(1, 2))).mean()
-    of_heads = targets.expand(rollout.q_logits.shape[0], -1, -1, -1)
-    value_ce = two_hot_cross_entropy(rollout.q_logits, of_heads, dims.vmin, dims.vmax)
+    q_logits = model.q_values(z[:-1], batch.action, task, dropout=noise.value_dropout)  # [E, H, B, bins]
+    value_ce = two_hot_cross_entropy(q_logits, targets.expand(q_logits.shape[0], -1, -1, -1), dims.vmin, dims.vmax)
     value = (weight * value_ce.mean(dim=(0, 2, 3))).mean()
 
     # -- 4: the total, with what the objectives add -------------------------------------------------------------
     original = weights.consistency_coef * consistency + weights.reward_coef * reward + weights.value_coef * value
     total = original
+    rollout = Rollout(z, reward_logits, q_logits)
     distillation = {}
     for objective in terms.objectives:
         if objective.has_target(batch):
