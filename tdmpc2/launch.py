@@ -11,6 +11,7 @@ import faulthandler
 import functools
 import io
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -85,10 +86,25 @@ class _LenientOutput(io.FileIO):
         return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
+class _PrintableText(io.TextIOWrapper):
+    """Shows control characters by their numbers: paths and names that a user or a file gives may hold any.
+
+    Line ends and tabs pass, and on a terminal what colours text and moves the cursor, as libraries do.
+    """
+
+    def write(self, text: str) -> int:
+        control = _CONTROL_ON_TERMINAL if self.isatty() else _CONTROL
+        return super().write(control.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_CONTROL_ON_TERMINAL = re.compile(r"\x1b(?!\[[0-9;]*[A-Za-z])|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
 def _lenient(descriptor: int, given: TextIO | None) -> io.TextIOWrapper:
     """Standard output or error by a `_LenientOutput`; characters that its encoding lacks are shown by their numbers."""
     raw = _LenientOutput(descriptor, "w", closefd=False)
-    return io.TextIOWrapper(
+    return _PrintableText(
         io.BufferedWriter(raw),
         encoding=getattr(given, "encoding", None) or "utf-8",
         errors="backslashreplace",

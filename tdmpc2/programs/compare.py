@@ -7,7 +7,6 @@ Exit status: 0 when compared, 2 for bad input.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.fileio import atomic_write_text
+from tdmpc2.programs.arguments import ProgramParser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = ProgramParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("a", help="results file of the first evaluation")
     parser.add_argument("b", help="results file of the second evaluation")
     parser.add_argument(

@@ -23,13 +23,14 @@ from tdmpc2.data.hub import (
     plan,
 )
 from tdmpc2.errors import DataError
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.progress import Progress
 
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     data = commands.add_parser("data", help="a published dataset")
     data.add_argument("name", help=" or ".join(DATASETS))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.tables import format_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a released .pt file or a .safetensors of this project")
     parser.add_argument("--task", help="task set or task; needed for released files, which do not name theirs")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, new or of an earlier export")

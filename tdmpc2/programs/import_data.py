@@ -16,6 +16,7 @@ from pathlib import Path
 from tdmpc2.data.importing import FileProgress, import_files, store_to_fill, summary
 from tdmpc2.data.store import DTYPES, EpisodeStore
 from tdmpc2.fileio import human_bytes
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.tasks import task_set
 
@@ -46,7 +47,7 @@ INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="published files (.pt)")
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="the store's folder")
     parser.add_argument("--task", default="mt30", help="task set whose order the files' ids follow (mt30)")

@@ -7,15 +7,15 @@ Exit status: 0 when joined, 2 for bad input.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import joined, load_json, results_table
+from tdmpc2.programs.arguments import ProgramParser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = ProgramParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("parts", nargs="+", help="results files")
     parser.add_argument("--out", type=Path, required=True, help="results file to write; must not exist yet")
     parser.add_argument("--label", help="the joined evaluation's name; default: that of the folder it is written to")

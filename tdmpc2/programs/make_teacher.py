@@ -28,6 +28,7 @@ from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import WorldModel, model_dims, published_size
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.rollout import AgentController, Controller, RandomController
 from tdmpc2.rollout.collecting import collect
@@ -66,7 +67,7 @@ INTERRUPTED = "interrupted; the same command goes on from the last whole round"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the teacher's checkpoint (.safetensors)")
     parser.add_argument("--work", type=Path, required=True, help="folder of the growing store and the float32 model")
     parser.add_argument("--task", default="quickstart", help="task set (quickstart)")

@@ -11,7 +11,6 @@ Exit status: 0 when drawn, 2 for bad input.
 
 from __future__ import annotations
 
-import argparse
 import math
 import reprlib
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any, TypeGuard, get_args
 from tdmpc2.errors import UserError, printable, system_reason
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.jsontext import parse_json, whole_number
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.plots import Side, SizedScore, score_by_size
 from tdmpc2.reporting.tables import Style, format_table
 
@@ -104,7 +104,7 @@ def points_table(points: Sequence[SizedScore], style: Style = "plain") -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = ProgramParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("points", type=Path, help="JSON file of the points")
     parser.add_argument(
         "--out", type=Path, required=True, help="picture to write, or to draw anew (.svg, .png or .pdf)"

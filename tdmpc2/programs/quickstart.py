@@ -29,6 +29,7 @@ from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_a
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import model_dims
 from tdmpc2.planner import PlannerSettings
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.quantisation import quantise, without_target
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.reporting.plots import learning_curves, score_bars
@@ -212,7 +213,7 @@ INTERRUPTED = "interrupted; the data collected so far is kept"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1600, help="updates of each student (1600)")
     parser.add_argument("--batch-size", type=int, default=128, help="slices in a batch (128)")
     parser.add_argument("--episodes", type=int, default=2, help="evaluation episodes of each task (2)")

@@ -23,6 +23,7 @@ from tdmpc2.data.store import DTYPES, EpisodeStore
 from tdmpc2.errors import DataError, UserError
 from tdmpc2.fileio import atomic_file, human_bytes
 from tdmpc2.memory import check_memory
+from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.ranges import MOST_SEED, check_whole
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.tasks import TaskSet, task_set
@@ -139,7 +140,7 @@ INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--store", type=Path, metavar="DIR", help="write a store")
     target.add_argument("--published", type=Path, metavar="FILE", help="write a file in the published format")

@@ -108,6 +108,14 @@ def test_a_terminal_of_other_letters(tmp_path: Path) -> None:
     assert run.returncode == 0 and b"\\xe9" in output, errors
 
 
+def test_control_characters_are_shown_by_their_numbers(server: ProgramServer, tmp_path: Path) -> None:
+    """Whatever a command line holds: a title of the window, a colour, a line's end."""
+    ended = server.run(tmp_path / "a", "compare", ["a\x1b]0;title\x07.json", "b.json"])
+    assert ended.code == 2 and "\x1b" not in ended.errors and "\\x1b]0;title\\x07" in ended.errors
+    ended = server.run(tmp_path / "b", "export", ["x.pt", "--out", "here", "one\ntwo"])
+    assert ended.code == 2 and ended.errors.splitlines()[-1] == "export.py: error: unrecognized arguments: one\\ntwo"
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
 def test_a_terminal_that_is_closed(tmp_path: Path, name: str) -> None:
     run = started(*keys(), "steps=100_000", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
