@@ -6,6 +6,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 TRACEBACK = "TDMPC2_TRACEBACK"
 """Environment variable: when it is set, errors of the system and of the memory keep their traceback."""
@@ -33,6 +36,11 @@ def printable(text: object, limit: int = 300) -> str:
     if not shown.isprintable():
         shown = shown.encode("unicode_escape").decode("ascii")
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that an error says, or its type's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 _REASONS: dict[int, str] = {
@@ -67,9 +75,9 @@ def as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, OSError):
         places = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         return UserError(f"{' -> '.join(places) or type(error).__name__}: {system_reason(error)}.")
-    said = (str(error).strip().splitlines() or [""])[0]
+    said = first_line(error)
     if isinstance(error, MemoryError) or any(word in said for word in _OF_MEMORY):
-        reason = f"{said.rstrip('.')}." if said else "out of memory."
+        reason = f"{said.rstrip('.')}." if str(error).strip() else "out of memory."
         return UserError(f"{reason} Lower batch_size, num_envs or num_samples, or choose a smaller model.")
     if isinstance(error, RuntimeError) and "can't start new thread" in said:
         return UserError(f"{said}: end other programs or raise the limit (ulimit -u).")
@@ -80,10 +88,10 @@ def as_user_error(error: Exception) -> UserError | None:
 _OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 
-def run_program(main: Callable[[], object], on_interrupt: str = "interrupted") -> None:
+def run_program(main: Callable[[], Result], on_interrupt: str = "interrupted") -> Result:
     """Runs a program's main function: what a user can cause ends it with one line and exit code 2, Ctrl-C with 130."""
     try:
-        main()
+        return main()
     except KeyboardInterrupt:
         print(on_interrupt, file=sys.stderr)
         raise SystemExit(130) from None

@@ -96,10 +96,22 @@ def safe_name(name: str, limit: int = 120) -> str:
     Characters other than letters, digits and `._+-` become `-`; where that or the length loses something, eight
     hexadecimal digits of the whole name's checksum end it.
     """
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._+-/") else "-" for c in name).replace("/", "-")
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "-" for c in name)
     if kept == name and len(kept) <= limit:
         return kept
     return f"{kept[: limit - 9]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """Those that `mkdir(parents=True)` would make, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_folders(folders: list[Path]) -> None:
+    """Removes these, innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -111,7 +123,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     made: list[Path] = []
     try:
         _require_name(target)
-        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+        made = missing_folders(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         probe = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
         try:
@@ -121,9 +133,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        remove_folders(made)
 
 
 def write_or_rescue(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

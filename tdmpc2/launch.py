@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 from importlib import import_module
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TextIO
 
 from tdmpc2.allocation import keep_freed_memory
@@ -38,7 +38,7 @@ def launch(program: str) -> None:
             signal.signal(number, _ask_to_stop)  # nohup ignores SIGHUP, and so it stays
     try:
         run_program(_prepare)
-        module = _imported(program)
+        module = run_program(lambda: import_module(f"tdmpc2.programs.{program}"))  # loading may be cut off too
         run_program(module.main, on_interrupt=getattr(module, "INTERRUPTED", "interrupted"))
     finally:
         sys.stdout.flush()
@@ -49,13 +49,6 @@ def _prepare() -> None:
     _allow_open_files()
     wait_briefly()
     keep_freed_memory()
-
-
-def _imported(program: str) -> ModuleType:
-    """The program's module; a Ctrl-C or a lack of memory while libraries load ends in one line too."""
-    found: list[ModuleType] = []
-    run_program(lambda: found.append(import_module(f"tdmpc2.programs.{program}")))
-    return found[0]
 
 
 def wait_briefly() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tdmpc2.errors import UserError
-from tdmpc2.fileio import write_error
+from tdmpc2.fileio import missing_folders, remove_folders, write_error
 
 if sys.platform != "win32":
     import fcntl
@@ -21,16 +21,9 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _ATTEMPTS = 5
 
 
-def missing_folders(path: Path) -> list[Path]:
-    """Those that `mkdir(parents=True)` would make, innermost first."""
-    return [folder for folder in (path, *path.parents) if not folder.exists()]
-
-
-def remove_folders(folders: list[Path]) -> None:
-    """Removes these, innermost first, as far as they are empty."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
+def without_locks(error: Exception) -> bool:
+    """Whether a lock failed because its file system has none."""
+    return isinstance(error, NotImplementedError) or (isinstance(error, OSError) and error.errno in NO_LOCKS)
 
 
 class InUse(Exception):
@@ -79,7 +72,7 @@ class FolderLock:
             except (OSError, NotImplementedError) as error:
                 self._tidy()
                 self._let_go()
-                if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                if isinstance(error, OSError) and not without_locks(error):
                     raise write_error(self.path, error) from error
                 raise UserError(
                     f"cannot lock {self.path}: its file system has no file locks; {self._advice}."

@@ -18,7 +18,7 @@ from tdmpc2.archive import refusing
 from tdmpc2.checkpointing.metadata import CheckpointMetadata, parse_metadata
 from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_released
 from tdmpc2.checkpointing.torchfile import read_torch_file
-from tdmpc2.errors import CheckpointError, UserError, printable
+from tdmpc2.errors import CheckpointError, UserError, first_line, printable
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
 from tdmpc2.quantisation import SCHEMES, Scheme, storage_scheme
@@ -266,8 +266,8 @@ def _model_shapes(path: Path, dims: ModelDims) -> dict[str, Shape]:
         with torch.device("meta"):
             model = WorldModel(dims, np.ones((dims.num_tasks, dims.action_dim), np.float32) if dims.num_tasks else None)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # torch lists what it would take
-        raise CheckpointError(f"{path}: no model has its dimensions ({printable(reason)}).") from error
+        reason = printable(first_line(error))  # torch lists what it would take
+        raise CheckpointError(f"{path}: no model has its dimensions ({reason}).") from error
     return {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
 
 

@@ -26,13 +26,13 @@ from filelock import FileLock, Timeout
 from tdmpc2.errors import DataError, UserError, printable
 from tdmpc2.fileio import write_error
 from tdmpc2.jsontext import parse_json, whole_number
+from tdmpc2.locks import without_locks
 
 REPOSITORY = "nicklashansen/tdmpc2"
 DATASETS: dict[str, int] = {"mt30": 4, "mt80": 20}
 """Chunks of each published dataset."""
 MODEL_SIZES = ("1M", "5M", "19M", "48M", "317M")
 _SINGLE_TASK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-[123]")
-_BLOCK_BYTES = 16 << 20
 _MAX_ANSWER_BYTES = 8 << 20  # what the hub says of a repository of a thousand files has some 200 KB
 _MAX_WORDS_BYTES = 2000
 _MAX_SIZE = 1 << 60
@@ -322,7 +322,9 @@ def _alone(part: Path) -> Iterator[None]:
         raise DataError(
             f"{part}: another download is adding to this file; wait until it has ended, or choose another folder."
         ) from error
-    except NotImplementedError as error:
+    except (OSError, NotImplementedError) as error:
+        if not without_locks(error):
+            raise
         raise DataError(f"{part}: its file system has no file locks; choose a folder elsewhere.") from error
     try:
         yield
@@ -366,11 +368,8 @@ def _is_whole(path: Path, remote: RemoteFile) -> bool:
         return False
     if remote.sha256 is None:
         return True
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest() == remote.sha256
+        return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
 
 
 def _part(folder: Path, remote: RemoteFile) -> Path:

@@ -11,7 +11,7 @@ from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
 from tdmpc2.data.store import EpisodeStore, is_free
 from tdmpc2.errors import DataError, printable
-from tdmpc2.locks import missing_folders, remove_folders
+from tdmpc2.fileio import missing_folders, remove_folders
 from tdmpc2.tasks import TaskSet
 
 _BLOCK_BYTES = 64 << 20

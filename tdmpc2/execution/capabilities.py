@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tdmpc2.errors import first_line
+
 _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of a product of about unit size
 _SLOWER = 1.25
 """Products in half types are worth it up to so many times float32's time: real ones take half of it, emulated ones
@@ -33,7 +35,7 @@ def packed_product_problem(dtype: torch.dtype) -> str | None:
     try:
         found = packed_product(x, packed_weight(weight), bias)
     except Exception as error:  # private operations: whatever another version or processor makes of them
-        return one_line(error)
+        return first_line(error)
     return _difference(found, x, weight, bias)
 
 
@@ -59,7 +61,7 @@ def half_product_problem(dtype: torch.dtype) -> str | None:
     try:
         problem = _difference(F.linear(x, weight, bias), x, weight, bias)
     except Exception as error:  # a type that this build does not multiply
-        return one_line(error)
+        return first_line(error)
     if problem is not None:
         return problem
     rows, square = torch.ones(256, 256), torch.ones(256, 256)
@@ -94,7 +96,7 @@ def integer_product_problem() -> str | None:
         try:
             found = torch._int_mm(x, weight.t())
         except Exception as error:  # private: whatever another version or processor makes of it
-            return one_line(error)
+            return first_line(error)
         if not torch.equal(found, x.int() @ weight.int().t()):
             return "its sums overflow on this CPU"
     return None
@@ -111,7 +113,7 @@ def autocast_problem(device: torch.device) -> str | None:
             found = F.linear(x, weight)
         gradient = torch.autograd.grad(found.float().sum(), weight)[0]
     except Exception as error:  # a device or a build without these products
-        return one_line(error)
+        return first_line(error)
     off = ((found.float() - F.linear(x, weight)).detach(), gradient - x.sum(0))
     tolerance = _ROUNDING[torch.bfloat16] * float(x.abs().sum(0).max())
     right = all(float(part.abs().max()) <= tolerance for part in off)
@@ -127,7 +129,7 @@ def compile_problem(device: torch.device) -> str | None:
         probe = torch.compile(lambda value: (value.exp() * 2).sum(), dynamic=False)
         torch.autograd.grad(probe(x), x)
     except Exception as error:  # whatever the compiler's tool chain raises: running eagerly is the answer to all
-        return one_line(error)
+        return first_line(error)
     return None
 
 
@@ -143,12 +145,6 @@ def _separate_compiled_code() -> None:
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
     kind = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder if folder.name == kind else folder / kind)
-
-
-def one_line(error: Exception) -> str:
-    """The first line that an error says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _example(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

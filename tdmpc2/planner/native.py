@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.execution.capabilities import one_line
+from tdmpc2.errors import first_line
 from tdmpc2.planner import kernels
 from tdmpc2.planner.kernels import Kernels
 
@@ -87,7 +87,7 @@ def _built(compiler: list[str], variant: list[str], path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(library)
     except OSError as error:
-        raise BuildError(one_line(error)) from error
+        raise BuildError(first_line(error)) from error
 
 
 def _said_by(command: list[str], failure: str) -> str | None:

@@ -81,7 +81,7 @@ class _Jobs:
     def __call__(self, config: DictConfig) -> None:
         self._count += 1
         try:
-            check_keys(config, self._program)
+            check_known(config, self._program)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 self._claim(HydraConfig.get().runtime.output_dir)
             self._function(config)
@@ -146,7 +146,7 @@ def _keys(schema: DictConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def check_keys(config: DictConfig, program: str) -> None:
+def check_known(config: DictConfig, program: str) -> None:
     """Raises a `UserError` for a key that was added to (`+key`) or taken from (`~key`) what the program knows."""
     schema = _schema(program)
     known = set(_keys(schema))

@@ -45,11 +45,9 @@ def start_identity(checkpoint: Path | None) -> dict[str, Any]:
     """What the run's first weights were: a file's content, or None for new ones."""
     if checkpoint is None:
         return {"checkpoint": None, "checkpoint path": None}
-    digest = hashlib.sha256()
     try:
         with checkpoint.open("rb") as file:
-            while block := file.read(16 << 20):
-                digest.update(block)
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise CheckpointError(f"{checkpoint}: cannot be read ({error.strerror}).") from error
     return {"checkpoint": f"content {digest.hexdigest()[:16]}", "checkpoint path": str(checkpoint.resolve())}

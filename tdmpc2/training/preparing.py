@@ -38,7 +38,7 @@ class PreparedRun:
         ranks: the processes that train it together.
         teacher: frozen, or None.
         learner: as new, or as the state left it.
-        open_batches: makes the source of batches from `start` on.
+        open_batches: makes the source of batches from a step on.
         states: where its state is kept.
         identity: what it may not change when it resumes.
         state: what it goes on from; None for a new run.
@@ -49,7 +49,7 @@ class PreparedRun:
     ranks: Ranks
     teacher: RewardTeacher | None
     learner: Learner
-    open_batches: Callable[[], BatchSource]
+    open_batches: Callable[[int], BatchSource]
     states: StateFolder
     identity: dict[str, Any]
     state: TrainingState | None
@@ -119,13 +119,12 @@ def prepare(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks
     )
     if state is not None:
         states.restore(learner, state)
-    start = 0 if state is None else state.step
     return PreparedRun(
         settings=settings,
         ranks=ranks,
         teacher=teacher,
         learner=learner,
-        open_batches=lambda: Prefetcher(sampler, settings.device, start),
+        open_batches=lambda step: Prefetcher(sampler, settings.device, step),
         states=states,
         identity=identity,
         state=state,

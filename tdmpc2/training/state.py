@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.checkpointing.torchfile import read_torch_file
-from tdmpc2.errors import CheckpointError, printable
+from tdmpc2.errors import CheckpointError, first_line, printable
 from tdmpc2.fileio import atomic_file
 from tdmpc2.training.identity import check_identity
 from tdmpc2.training.learner import Learner
@@ -118,7 +118,7 @@ class StateFolder:
                 learner.load_state_dict(state.learner)
                 odd = _misfit_moments(learner)
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                odd = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                odd = first_line(error)
         if odd is not None:
             raise CheckpointError(
                 f"{self.folder}: the training state does not fit this version's learner ({printable(odd)}); use the "

@@ -66,7 +66,7 @@ def run_updates(run: PreparedRun, outputs: RunOutputs, interrupt: Interrupt) -> 
     """The loop. Returns the step it came to, and whether what was due after it is done."""
     step = run.start
     done = outputs.follow(step) if run.pending else True
-    with run.open_batches() as batches:
+    with run.open_batches(step) as batches:
         while done and step < run.settings.steps and not run.asked_to_stop(step, interrupt):
             with outputs.state_kept_at(step):
                 batch = next(batches)

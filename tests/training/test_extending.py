@@ -94,7 +94,7 @@ def test_another_source_and_another_schedule(tmp_path: Path) -> None:
     config = tiny_config("steps=6")
     run = prepare(train_settings(config, tmp_path), None, Ranks())
     source = Repeated(learner_with(tmp_path)[1])
-    run = replace(run, open_batches=lambda: source)
+    run = replace(run, open_batches=lambda step: source)
     interrupt, schedule = Interrupt(), Schedule({"log": 2, "eval": 0, "save": 0, "state": 3}, steps=6)
     with RunOutputs(run, schedule, interrupt) as outputs:
         assert run_updates(run, outputs, interrupt) == (6, True)

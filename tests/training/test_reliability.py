@@ -105,9 +105,9 @@ def assert_same_run(run_dir: Path, whole: Path) -> None:
 
 
 def damage(path: Path, chance: random.Random) -> str:
-    """Flips a byte of a file, cuts it or empties it."""
+    """Flips a byte of a file, cuts it or empties it; one that was emptied before, and not written since, stays so."""
     data = bytearray(path.read_bytes())
-    kind = chance.choice(("flip", "cut", "empty"))
+    kind = chance.choice(("flip", "cut", "empty")) if data else "empty"
     if kind == "flip":
         data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
     else:
