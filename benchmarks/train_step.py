@@ -30,7 +30,7 @@ import torch
 from tdmpc2.agent import resolve_device
 from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.data.batch import Batch
-from tdmpc2.distillation import RewardTeacher, random_teacher
+from tdmpc2.distillation import Lessons, Teacher, random_teacher
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.results import this_machine
 from tdmpc2.execution import Execution
@@ -38,6 +38,7 @@ from tdmpc2.execution.capabilities import half_product_problem
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims, WorldModel, model_dims
+from tdmpc2.objectives import RewardDistillation
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.tasks import task_set
 from tdmpc2.training import Learner, OptimiserSettings
@@ -151,7 +152,7 @@ def random_batch(size: int, device: torch.device, labelled: bool) -> Batch:
         action=torch.rand(HORIZON, size, MT30.action_dim, generator=generator) * 2 - 1,
         reward=torch.rand(HORIZON, size, 1, generator=generator),
         task=torch.randint(0, len(MT30), (size,), generator=generator),
-        teacher_reward=torch.rand(size, 1, generator=generator) if labelled else None,
+        targets={"distillation.reward": torch.rand(size, 1, generator=generator)} if labelled else {},
     )
     return batch.to(device)
 
@@ -174,7 +175,7 @@ def measure(
     execution = Execution(compile="compiled" in way, cudagraphs="graphs" in way, precision=precision)
     dims = model_dims(1, MT30.obs_dim, MT30.action_dim, len(MT30))
     size = TEACHERS[teacher_name]
-    teacher: RewardTeacher | None = None
+    teacher: Teacher | None = None
     teacher_dims = None
     if size is not None:
         teacher_dims = model_dims(size, MT30.obs_dim, MT30.action_dim, len(MT30))
@@ -182,19 +183,28 @@ def measure(
     model = WorldModel(dims, MT30.action_masks())
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(device)
-    weights = LossWeights(d_coef=0.0 if teacher_name == "none" else 0.4)
+    objectives = () if teacher_name == "none" else (RewardDistillation(0.4),)
     learner = Learner(
-        model, torch.from_numpy(MT30.discounts()), weights, OptimiserSettings(), seed=0, execution=execution
+        model,
+        torch.from_numpy(MT30.discounts()),
+        LossWeights(),
+        OptimiserSettings(),
+        seed=0,
+        execution=execution,
+        objectives=objectives,
     )
     if learner.execution != execution:
         raise UserError(f"mode {mode} is not possible here")
     batch = random_batch(batch_size, device, labelled=teacher_name == "labels")
 
+    lessons = None
+    if teacher is not None:
+        lessons = Lessons(teacher, objectives, 0, batch_size, slice(0, batch_size))
+
     def update() -> None:
         given = batch
-        if teacher is not None:
-            reward = teacher.rewards(batch.obs[0], batch.action[0], batch.task)
-            given = Batch(batch.obs, batch.action, batch.reward, batch.task, reward)
+        if lessons is not None:
+            given = lessons.of(batch, 0)
         learner.update(given)
 
     start = time.perf_counter()

@@ -27,7 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("losses",),
     ("distillation", "rollout"),
     ("evaluation",),
-    ("training",),
+    ("training", "embedded"),
     ("export",),
     ("settings",),
     ("programs",),

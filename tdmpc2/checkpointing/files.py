@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -413,6 +413,11 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], metadata: Chec
     data = safetensors.torch.save(stored, {_METADATA_KEY: metadata.to_json(checksums)})
     atomic_write_bytes(Path(path), data)
     return len(data)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors that are no model as .safetensors, whole or not at all."""
+    atomic_write_bytes(path, safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}))
 
 
 def _crc32(tensor: Tensor) -> int:

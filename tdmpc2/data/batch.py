@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -24,8 +24,10 @@ class Batch:
     """float32 [H,B,1]."""
     task: torch.Tensor
     """int64 [B]: positions in the task set."""
-    teacher_reward: torch.Tensor | None = None
-    """float32 [B,1]: the frozen teacher's rewards for (obs[0], action[0]); None to train without a teacher."""
+    labels: torch.Tensor | None = None
+    """float32 [H,B,1]: a teacher's rewards for the slices' actions, read from a column of labels."""
+    targets: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What a teacher says for each distillation objective, as "objective.what": [...]; empty without a teacher."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`; with `non_blocking`, pinned memory is copied while the caller goes on."""
@@ -40,15 +42,20 @@ class Batch:
         return self._each(torch.Tensor.clone)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those that it holds, by the names of the fields: `Batch(**batch.tensors())` is the same batch."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Those that it holds, by the names of the fields and "targets.<name>"; `of` makes the same batch of them."""
+        held = {name: getattr(self, name) for name in _FIELDS}
+        held |= {f"{_TARGETS}{name}": values for name, values in self.targets.items()}
         return {name: values for name, values in held.items() if values is not None}
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """The batch whose `tensors` these are."""
+        targets = {n.removeprefix(_TARGETS): values for n, values in tensors.items() if n.startswith(_TARGETS)}
+        return cls(**{n: values for n, values in tensors.items() if not n.startswith(_TARGETS)}, targets=targets)
+
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(
-            obs=change(self.obs),
-            action=change(self.action),
-            reward=change(self.reward),
-            task=change(self.task),
-            teacher_reward=None if self.teacher_reward is None else change(self.teacher_reward),
-        )
+        return Batch.of({name: change(values) for name, values in self.tensors().items()})
+
+
+_FIELDS = tuple(declared.name for declared in fields(Batch) if declared.name != "targets")
+_TARGETS = "targets."

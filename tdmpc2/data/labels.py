@@ -143,7 +143,7 @@ class LabelColumn:
         return cls(path, header)
 
     def at(self, episodes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """float32 [B] at `rows` [B] of `episodes` [B]: row t is of the transition that led to the observation t."""
+        """float32 [..., B] at `rows` [..., B] of `episodes` [B]: row t is of what led to observation t."""
         self._mapped.check()
         values: npt.NDArray[np.float32] = self.values[episodes, rows]
         self._mapped.check()

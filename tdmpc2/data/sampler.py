@@ -58,7 +58,7 @@ class SliceSampler:
         horizon: H; a slice has H + 1 steps, fewer than an episode.
         seed: of the order.
         rank, world_size: of several processes, this one gets its equal part of every step's slices, in their order.
-        labels: a teacher's rewards for the store's rows, to come along as `Batch.teacher_reward`.
+        labels: a teacher's rewards for the store's rows, to come along as `Batch.labels`.
 
     Raises:
         UserError: for a number out of its range, or a batch that the machine's memory cannot hold.
@@ -149,16 +149,17 @@ class SliceSampler:
         """These slices, int64 [B] each, of episodes whose task is in the task set."""
         rows = self._gather(episodes, starts)
         obs_dim = self.task_set.obs_dim
-        teacher_reward = None
+        labels = None
         if self.labels is not None:
             # The action that led from obs_0 lies in the row after it, and so does the teacher's reward for it.
-            teacher_reward = torch.from_numpy(self.labels.at(episodes, starts + 1)[:, None])
+            after = starts + np.arange(1, self.horizon + 1)[:, None]
+            labels = torch.from_numpy(self.labels.at(episodes, after)[:, :, None])
         return Batch(
             obs=_tensor(rows[:, :, :obs_dim]),
             action=_tensor(rows[1:, :, obs_dim:-1]),
             reward=_tensor(rows[1:, :, -1:]),
             task=torch.from_numpy(self._task_ids[self.store.task_ids[episodes]]),
-            teacher_reward=teacher_reward,
+            labels=labels,
         )
 
     def _draw(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

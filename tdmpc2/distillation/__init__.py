@@ -1,12 +1,18 @@
-"""Distillation: the frozen teacher, what it predicts for a student's batch, or once for a whole store."""
+"""Distillation: the frozen teacher, what it says of a student's batch, or once for a whole store."""
 
 from tdmpc2.distillation.labelling import label_facts, label_store
-from tdmpc2.distillation.teacher import PRECISIONS, TEACHER_PARTS, RewardTeacher, load_teacher, random_teacher
+from tdmpc2.distillation.lessons import DatasetRewards, LabelledRewards, Lessons, Source
+from tdmpc2.distillation.teacher import PRECISIONS, REWARD_PARTS, Draws, Teacher, load_teacher, random_teacher
 
 __all__ = [
     "PRECISIONS",
-    "TEACHER_PARTS",
-    "RewardTeacher",
+    "REWARD_PARTS",
+    "DatasetRewards",
+    "Draws",
+    "LabelledRewards",
+    "Lessons",
+    "Source",
+    "Teacher",
     "label_facts",
     "label_store",
     "load_teacher",

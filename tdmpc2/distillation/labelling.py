@@ -11,13 +11,13 @@ import torch
 
 from tdmpc2.data.labels import LabelFacts, LabelWriter
 from tdmpc2.data.store import EpisodeBlock, EpisodeStore
-from tdmpc2.distillation.teacher import RewardTeacher
+from tdmpc2.distillation.teacher import Teacher
 from tdmpc2.errors import DataError, UserError
 
 _BATCHES_A_READ = 4
 
 
-def label_facts(store: EpisodeStore, teacher: RewardTeacher, name: str) -> LabelFacts:
+def label_facts(store: EpisodeStore, teacher: Teacher, name: str) -> LabelFacts:
     """What the column of this teacher's rewards for this store is; `name` is the teacher's.
 
     The tasks labelled are the student's that the store has.
@@ -43,7 +43,7 @@ def label_facts(store: EpisodeStore, teacher: RewardTeacher, name: str) -> Label
 
 def label_store(
     store: EpisodeStore,
-    teacher: RewardTeacher,
+    teacher: Teacher,
     writer: LabelWriter,
     *,
     batch_size: int,
@@ -126,7 +126,7 @@ class _Feed:
     two behind it. On a CPU a batch is done when `send` returns; the result is delivered in the same order.
     """
 
-    def __init__(self, teacher: RewardTeacher, batch_size: int, obs_dim: int, action_dim: int) -> None:
+    def __init__(self, teacher: Teacher, batch_size: int, obs_dim: int, action_dim: int) -> None:
         self.batch_size = batch_size
         self._lanes = tuple(_Lane(teacher, batch_size, obs_dim, action_dim) for _ in range(2))
 
@@ -152,7 +152,7 @@ class _Feed:
 class _Lane:
     """Host memory for one batch on its way through the device."""
 
-    def __init__(self, teacher: RewardTeacher, size: int, obs_dim: int, action_dim: int) -> None:
+    def __init__(self, teacher: Teacher, size: int, obs_dim: int, action_dim: int) -> None:
         cuda = teacher.device.type == "cuda"
         self._teacher = teacher
         self._obs = torch.empty(size, obs_dim, pin_memory=cuda)

@@ -1,8 +1,12 @@
-"""The frozen teacher of reward distillation (TD-MPC-Opt, section 3)."""
+"""The frozen teacher (TD-MPC-Opt, section 3): loaded with the parts that are asked, and what it says of a batch.
+
+Axes: B batch, K actions, Z latent, O observation, A action.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,17 +20,17 @@ from tdmpc2.memory import check_memory
 from tdmpc2.model import ModelDims, Part, WorldModel, model_bytes, model_checksum
 from tdmpc2.tasks import TaskSet
 
-TEACHER_PARTS: tuple[Part, ...] = ("encoder", "reward_head")
+REWARD_PARTS: tuple[Part, ...] = ("encoder", "reward_head")
 """All that reward distillation needs: with the task embedding, 79.8M of the 317M teacher's parameters."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class RewardTeacher:
-    """Predicts rewards with a frozen model's own task embedding, encoder and reward head.
+class Teacher:
+    """A frozen model with its own task embedding, asked in the student's tasks and widths.
 
     Args:
-        model: the teacher's model; only `TEACHER_PARTS` are used.
+        model: the teacher's model, with the parts that will be asked.
         task_set: the teacher's tasks.
         student_tasks: the student's tasks; each must be one of the teacher's, matched by name.
         precision: float32, or bfloat16 weights and products, in half the memory. The model is cast in place.
@@ -54,6 +58,9 @@ class RewardTeacher:
         self.dims = model.dims
         self.device = next(model.parameters()).device
         self._ids = torch.tensor([task_set.index(t) for t in student_tasks.tasks], device=self.device)
+        masks = student_tasks.action_masks() if student_tasks.multitask else None
+        self.action_masks = None if masks is None else torch.as_tensor(masks, dtype=torch.float32, device=self.device)
+        """[tasks, A] of the student's tasks and width; None for a student of a single task."""
 
     def check_frozen(self) -> None:
         """Raises a UserError if the teacher could learn or drop units: it must stay as it was loaded."""
@@ -70,14 +77,118 @@ class RewardTeacher:
 
         Widths are adjusted to the teacher's by adding or cutting zero padding: a task has its own width in both.
         """
-        ids = self._ids[task] if self.dims.num_tasks else None
-        dtype = PRECISIONS[self.precision]
-        z = self.model.encode(_fit(obs, self.dims.obs_dim).to(dtype), ids)
+        ids = self.ids(task)
+        z = self.encode(obs, ids)
         return self.model.decode(self.model.reward(z, _fit(action, self.dims.action_dim), ids))
 
-    def with_teacher_rewards(self, batch: Batch) -> Batch:
-        """The batch with the teacher's rewards for the first step of each slice."""
-        return replace(batch, teacher_reward=self.rewards(batch.obs[0], batch.action[0], batch.task))
+    def ids(self, task: Tensor) -> Tensor | None:
+        """The teacher's own ids [B] of the student's [B]; None for a teacher of a single task."""
+        return self._ids[task] if self.dims.num_tasks else None
+
+    def encode(self, obs: Tensor, ids: Tensor | None) -> Tensor:
+        """Latents [..., Z] of observations [..., O] of the student's width, in the teacher's precision."""
+        return self.model.encode(_fit(obs, self.dims.obs_dim).to(PRECISIONS[self.precision]), ids)
+
+    def view(self, batch: Batch, observations: int, draws: Draws) -> TeacherView:
+        """What it says of a batch, of which the first `observations` are asked about."""
+        return TeacherView(self, batch, observations, draws)
+
+
+class TeacherView:
+    """One teacher's answers about one batch, each computed when it is first asked for (`objectives.Knowledge`).
+
+    Args:
+        teacher: frozen.
+        batch: the student's.
+        observations: of every slice, how many are asked about in all: these are encoded together, once.
+        draws: random numbers for actions that the data does not hold.
+    """
+
+    def __init__(self, teacher: Teacher, batch: Batch, observations: int, draws: Draws) -> None:
+        self.batch = batch
+        self.model = teacher.model
+        self.task = teacher.ids(batch.task)
+        self._teacher = teacher
+        self._observations = observations
+        self._draws = draws
+        self._latents: Tensor | None = None
+        self._reward_logits: Tensor | None = None
+        self._next_latents: Tensor | None = None
+
+    def latents(self, steps: int) -> Tensor:
+        if self._latents is None:
+            self._latents = self._teacher.encode(self.batch.obs[: self._observations], self.task)
+        return self._latents[:steps]
+
+    def reward_logits(self, steps: int) -> Tensor:
+        if self._reward_logits is None or len(self._reward_logits) < steps:
+            action = self.as_teacher_s(self.batch.action[:steps])
+            self._reward_logits = self.model.reward(self.latents(steps), action, self.task).float()
+        return self._reward_logits[:steps]
+
+    def rewards(self, steps: int) -> Tensor:
+        return self.model.decode(self.reward_logits(steps))
+
+    def next_latents(self) -> Tensor:
+        if self._next_latents is None:
+            action = self.as_teacher_s(self.batch.action[0])
+            self._next_latents = self.model.next(self.latents(1)[0], action, self.task).float()
+        return self._next_latents
+
+    def as_teacher_s(self, actions: Tensor) -> Tensor:
+        return _fit(actions, self.model.dims.action_dim)
+
+    def as_student_s(self, actions: Tensor) -> Tensor:
+        return _fit(actions, self.batch.action.shape[-1])
+
+    def random_actions(self) -> Tensor:
+        uniform = self._draws.uniform(self.batch.action.shape[-1], self.batch.action.device)
+        return self._of_task(2 * uniform - 1)
+
+    def perturbed(self, actions: Tensor, std: float) -> Tensor:
+        noise = self._draws.normal(actions.shape[-1], actions.device)
+        return self._of_task((actions + std * noise).clamp(-1, 1))
+
+    def _of_task(self, actions: Tensor) -> Tensor:
+        """0 where a task has no such action."""
+        masks = self._teacher.action_masks
+        return actions if masks is None else actions * masks[self.batch.task]
+
+
+class Draws:
+    """Random numbers of one update's questions: a function of (seed, step, who asks) alone, so that nothing of them
+    needs to be kept, and another objective beside it changes nothing for the first.
+
+    Args:
+        seed: of the run.
+        step: updates done before.
+        batch_size: of all processes together.
+        part: this process's slices of it.
+    """
+
+    def __init__(self, seed: int, step: int, batch_size: int, part: slice) -> None:
+        self._seed, self._step = seed, step
+        self._size, self._part = batch_size, part
+        self._generator: torch.Generator | None = None
+        self._asker = ""
+
+    def by(self, name: str) -> None:
+        """Who asks from now on."""
+        self._asker, self._generator = name, None
+
+    def uniform(self, width: int, device: torch.device) -> Tensor:
+        """[B, width] in [0, 1)."""
+        return torch.rand(self._size, width, generator=self._stream(device), device=device)[self._part]
+
+    def normal(self, width: int, device: torch.device) -> Tensor:
+        """[B, width], standard normal."""
+        return torch.randn(self._size, width, generator=self._stream(device), device=device)[self._part]
+
+    def _stream(self, device: torch.device) -> torch.Generator:
+        if self._generator is None:
+            digest = hashlib.blake2b(f"{self._seed} {self._step} {self._asker}".encode(), digest_size=7).digest()
+            self._generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+        return self._generator
 
 
 def _fit(x: Tensor, width: int) -> Tensor:
@@ -93,7 +204,8 @@ def load_teacher(
     model_size: int | None = None,
     device: torch.device | str = "cpu",
     precision: str = "float32",
-) -> RewardTeacher:
+    parts: Collection[Part] = REWARD_PARTS,
+) -> Teacher:
     """Loads only the teacher's parts from a checkpoint of any supported format.
 
     Args:
@@ -102,12 +214,13 @@ def load_teacher(
         task: the teacher's task set; a file that names its own needs none.
         model_size: the expected published size; None accepts any.
         device: where to put it.
-        precision: see `RewardTeacher`.
+        precision: see `Teacher`.
+        parts: of the model, those that will be asked.
 
     Raises:
         CheckpointError: for a file that is damaged, of another size or task set.
     """
-    checkpoint = read_checkpoint(path, TEACHER_PARTS)
+    checkpoint = read_checkpoint(path, tuple(parts))
     if model_size is not None:
         check_size(checkpoint, model_size)
     if checkpoint.metadata is not None:
@@ -120,7 +233,7 @@ def load_teacher(
             tasks = checkpoint_task_set(checkpoint, task)
         except CheckpointError as error:
             raise CheckpointError(f"{error} If the teacher knows other tasks than the student, {hint}.") from None
-    return RewardTeacher(build_model(checkpoint, tasks, device), tasks, student_tasks, precision)
+    return Teacher(build_model(checkpoint, tasks, device), tasks, student_tasks, precision)
 
 
 def random_teacher(
@@ -130,17 +243,20 @@ def random_teacher(
     seed: int,
     device: torch.device | str = "cpu",
     precision: str = "float32",
-) -> RewardTeacher:
-    """A teacher of these dimensions with random weights, for measuring cost: it teaches nothing.
+    parts: Collection[Part] = REWARD_PARTS,
+) -> Teacher:
+    """A teacher of these dimensions with random weights, to measure cost or as a control: it teaches nothing.
 
-    Its reward head's last weight is not 0, as a new model's is, so that its predictions differ.
+    Its reward's and values' last weights are not 0, as a new model's are, so that its predictions differ.
     """
     # It has two parts of a model whose others are no smaller together than this many of them.
     least = model_bytes(dims) // (2 * dims.num_q + 4)
     check_memory("a teacher of these dimensions", least, "choose a smaller teacher or lower teacher.…_dim")
     masks = task_set.action_masks() if task_set.multitask else None
-    model = WorldModel(dims, masks, TEACHER_PARTS)
+    model = WorldModel(dims, masks, tuple(parts))
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
-    torch.nn.init.normal_(model.get_parameter("reward_head.layers.2.weight"), std=0.02, generator=generator)
-    return RewardTeacher(model.to(device), task_set, student_tasks, precision)
+    for part in ("reward_head", "q_heads"):
+        if part in parts:
+            torch.nn.init.normal_(model.get_parameter(f"{part}.layers.2.weight"), std=0.02, generator=generator)
+    return Teacher(model.to(device), task_set, student_tasks, precision)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tdmpc2.data.batch import Batch
 from tdmpc2.losses.noise import UpdateNoise
 from tdmpc2.losses.rollout import decay, picked_heads
 from tdmpc2.model import WorldModel
+from tdmpc2.objectives import Objective, PolicyRollout
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,36 @@ class PolicyTerms:
         scaled_entropy: scalar, weighted likewise.
         entropy: scalar, the mean entropy, for the log.
         first_q: [B, 1] of the first step, which moves the running scale.
+        distillation: loss of each objective of the policy that the batch has a target for, by name, not weighted.
+        added: these, weighted by their coefficients; None without any.
     """
 
     value: Tensor
     scaled_entropy: Tensor
     entropy: Tensor
     first_q: Tensor
+    distillation: dict[str, Tensor]
+    added: Tensor | None
 
     def loss(self, scale: Tensor, entropy_coef: float) -> Tensor:
-        """Minus Q over the running scale, minus the weighted entropy (TD-MPC2, section 3.1)."""
-        return -(self.value / scale.squeeze() + entropy_coef * self.scaled_entropy)
+        """Minus Q over the running scale, minus the weighted entropy (TD-MPC2, section 3.1), and the objectives."""
+        own = -(self.value / scale.squeeze() + entropy_coef * self.scaled_entropy)
+        return own if self.added is None else own + self.added
 
 
 def policy_terms(
-    model: WorldModel, latents: Tensor, task: Tensor | None, rho: float, noise: UpdateNoise
+    model: WorldModel,
+    latents: Tensor,
+    task: Tensor | None,
+    rho: float,
+    noise: UpdateNoise,
+    objectives: tuple[Objective, ...] = (),
+    batch: Batch | None = None,
 ) -> PolicyTerms:
-    """Step 6 on the detached rollout `latents` [H+1, B, Z]. Gradients reach the policy head alone."""
+    """Step 6 on the detached rollout `latents` [H+1, B, Z]. Gradients reach the policy head alone.
+
+    `objectives` are those of distillation, of which the policy's are taken, with the targets in `batch`.
+    """
     sample = model.sample_policy(latents, task, noise.policy_action)
     logits = model.q_values(
         latents,
@@ -50,9 +66,19 @@ def policy_terms(
     )
     q = model.decode(logits).mean(0)  # [H+1, B, 1]
     weight = decay(rho, latents.shape[0], latents)
+    distillation: dict[str, Tensor] = {}
+    added = None
+    for objective in objectives:
+        if objective.of_policy and batch is not None and objective.has_target(batch):
+            rollout = PolicyRollout(latents, sample.mean, sample.log_std, weight)
+            distillation[objective.name] = objective.policy_loss(model, batch, rollout)
+            term = objective.coef * distillation[objective.name]
+            added = term if added is None else added + term
     return PolicyTerms(
         value=(weight * q.mean(dim=(1, 2))).mean(),
         scaled_entropy=(weight * sample.scaled_entropy.mean(dim=(1, 2))).mean(),
         entropy=-sample.log_prob.detach().mean(),
         first_q=q[0].detach(),
+        distillation=distillation,
+        added=added,
     )

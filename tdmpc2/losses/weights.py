@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tdmpc2.keys import TDMPC2, TDMPC_OPT, check_keys, key
+from tdmpc2.keys import TDMPC2, check_keys, key
 from tdmpc2.ranges import MOST_SCALE, Share, Within
 
 _COEFFICIENT = Within(0, MOST_SCALE)
@@ -12,7 +12,7 @@ _COEFFICIENT = Within(0, MOST_SCALE)
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Coefficients, under the names of the released configuration."""
+    """Coefficients, under the names of the released configuration; distillation objectives have their own."""
 
     consistency_coef: float = key(
         20.0, "weight of the latents' consistency", unit="factor", source=TDMPC2, check=_COEFFICIENT
@@ -22,13 +22,6 @@ class LossWeights:
     )
     value_coef: float = key(
         0.1, "weight of the values' cross entropy", unit="factor", source=TDMPC2, check=_COEFFICIENT
-    )
-    d_coef: float = key(
-        0.0,
-        "weight of the distillation of rewards, 0 where there is no teacher; 0.4 was the papers' best at 200K updates",
-        unit="factor",
-        source=f"{TDMPC_OPT}, table 1",
-        check=_COEFFICIENT,
     )
     entropy_coef: float = key(
         1e-4, "weight of the scaled entropy in the policy's loss", unit="factor", source=TDMPC2, check=_COEFFICIENT

@@ -98,10 +98,10 @@ def world_model_losses(
     # -- 4: the total, with what the objectives add -------------------------------------------------------------
     original = weights.consistency_coef * consistency + weights.reward_coef * reward + weights.value_coef * value
     total = original
-    rollout = Rollout(z, reward_logits, q_logits)
+    rollout = Rollout(z, reward_logits, q_logits, decay(weights.rho, horizon + 1, z))
     distillation = {}
     for objective in terms.objectives:
-        if objective.has_target(batch):
+        if not objective.of_policy and objective.has_target(batch):
             distillation[objective.name] = objective.loss(model, batch, rollout)
             total = total + objective.coef * distillation[objective.name]
     return WorldModelLosses(consistency, reward, value, original, distillation, total, z.detach())

@@ -20,14 +20,14 @@ from tdmpc2.agent import Agent, load_agent, resolve_device
 from tdmpc2.checkpointing import checkpoint_metadata, load_model, read_checkpoint, save_checkpoint
 from tdmpc2.data.importing import open_or_create, summary
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.distillation import RewardTeacher, load_teacher
+from tdmpc2.distillation import Teacher, load_teacher
 from tdmpc2.envs import EnvPool
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate, evaluate_to_files
-from tdmpc2.losses import LossWeights
 from tdmpc2.model import model_dims
+from tdmpc2.objectives import RewardDistillation
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.quantisation import quantise, without_target
@@ -97,10 +97,10 @@ def prior_evaluation(plan: Plan) -> EvaluationSettings:
 
 
 def train_student(
-    name: str, folder: Path, data: Path, tasks: TaskSet, plan: Plan, device: torch.device, teacher: RewardTeacher | None
+    name: str, folder: Path, data: Path, tasks: TaskSet, plan: Plan, device: torch.device, teacher: Teacher | None
 ) -> tuple[Path, list[tuple[int, float]], float]:
     """Trains one student: its checkpoint, its learning curve (score of the policy prior), updates a second."""
-    weights = LossWeights(d_coef=0.0 if teacher is None else plan.d_coef)
+    objectives = () if teacher is None else (RewardDistillation(plan.d_coef),)
     settings = TrainSettings(
         run_dir=folder / name,
         task_set=tasks,
@@ -109,7 +109,7 @@ def train_student(
         steps=plan.steps,
         batch_size=plan.batch_size,
         seed=plan.seed,
-        weights=weights,
+        objectives=objectives,
         device=device,
         teacher_name="none" if teacher is None else TEACHER.stem,
         log_freq=max(1, plan.steps // 20),
@@ -118,7 +118,12 @@ def train_student(
         evaluation=prior_evaluation(plan),
         planner=PLANNER,
         logging=LoggingSettings(),
-        config={"made_by": "scripts/quickstart.py", "student": name, **asdict(plan), "d_coef": weights.d_coef},
+        config={
+            "made_by": "scripts/quickstart.py",
+            "student": name,
+            **asdict(plan),
+            "d_coef": 0.0 if teacher is None else plan.d_coef,
+        },
     )
     print(f"\ntraining: {name}, {plan.steps} updates of batch {plan.batch_size}")
     result = train(settings, teacher)

@@ -13,35 +13,58 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from tdmpc2.distillation import Teacher
+from tdmpc2.embedded import embedded_folder, embedded_store
+from tdmpc2.keys import keys_in
 from tdmpc2.settings.convert import teacher_of, train_settings
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
-from tdmpc2.training import finished_run, joined, train
+from tdmpc2.training import Ranks, TrainSettings, evaluate_end, finished_run, joined, train
+
+
+def coefficients(settings: TrainSettings) -> str:
+    """Those of the run's objectives, in words."""
+    named = [(held.name, o.coef) for o in settings.objectives for f, held in keys_in(o) if f.name == "coef"]
+    return ", ".join(f"{name} {value:g}" for name, value in named)
 
 
 @hydra_entry("train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
+    """One run, with the evaluations that it ends with; the final planned score, for a search."""
     set_matmul_precision(config.matmul_precision)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir), sweep=sweep)
     settings = replace(settings, log_name="train.log")
     with joined(settings.device) as ranks:
-        finished = finished_run(settings)
-        if finished is not None:
-            if ranks.first:
-                print(f"{settings.run_dir} has ended already, after {settings.steps:,} updates: {finished}")
-            return
-        teacher = teacher_of(config, settings.task_set, settings.device)
+        trained = _train(config, settings, ranks)
+        if not trained:
+            raise SystemExit(130)
+        return evaluate_end(settings) if ranks.first else None
+
+
+def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
+    """Does the run's updates, unless it has ended already; False when it was interrupted."""
+    if finished_run(settings) is not None:
         if ranks.first:
-            learns_from = "from scratch"
-            if teacher is not None:
-                loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
-                learns_from = f"teacher {settings.teacher_name} ({loaded}), d_coef {settings.weights.d_coef}"
-            elif settings.labels is not None:
-                learns_from = f"labels in {settings.labels}, d_coef {settings.weights.d_coef}"
-            where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"
-            print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {learns_from}, on {where}")
-        result = train(settings, teacher, ranks)
-    if result.interrupted:
-        raise SystemExit(130)
+            print(f"{settings.run_dir} has ended already, after {settings.steps:,} updates")
+        return True
+    if config.make_data:
+        if ranks.first:
+            embedded_store(settings.data_dir, settings.task_set)
+        ranks.wait()
+        settings = replace(settings, data_dir=embedded_folder(settings.data_dir))
+    teacher = teacher_of(config, settings.task_set, settings.device)
     if ranks.first:
+        learns_from = "from scratch"
+        if isinstance(teacher, Teacher):
+            loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
+            learns_from = f"teacher {settings.teacher_name} ({loaded}), {coefficients(settings)}"
+        elif teacher is not None:
+            learns_from = f"the dataset's rewards in a teacher's place, {coefficients(settings)}"
+        elif settings.labels is not None:
+            learns_from = f"labels in {settings.labels}, {coefficients(settings)}"
+        where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"
+        print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {learns_from}, on {where}")
+    result = train(settings, teacher, ranks)
+    if ranks.first and not result.interrupted:
         print(f"{result.step:,} updates, {result.updates_per_second:.1f} a second; {result.checkpoint}")
+    return not result.interrupted

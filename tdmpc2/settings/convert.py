@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,19 +16,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tdmpc2.agent import resolve_device
 from tdmpc2.data.labels import read_labels
-from tdmpc2.distillation import RewardTeacher, load_teacher, random_teacher
+from tdmpc2.distillation import REWARD_PARTS, DatasetRewards, Teacher, load_teacher, random_teacher
 from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
 from tdmpc2.fileio import safe_name
-from tdmpc2.keys import keys_in
+from tdmpc2.keys import check_keys, keys_in
 from tdmpc2.losses import LossWeights
-from tdmpc2.model import ModelDims, model_dims
+from tdmpc2.model import ALL_PARTS, ModelDims, Part, model_dims
+from tdmpc2.objectives import OBJECTIVES, Objective, RewardDistillation
 from tdmpc2.planner import PLANS, PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.settings.schema import SHARED_DIMS, SIZE_DIMS
 from tdmpc2.tasks import TaskSet, task_set
-from tdmpc2.training import OptimiserSettings, Resume, TrainSettings, local_device
+from tdmpc2.training import EndSettings, OptimiserSettings, Resume, TrainSettings, local_device
 
 S = TypeVar("S")
 
@@ -158,8 +160,6 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
     tasks = chosen_task_set(config)
     if tasks is None:
         raise UserError("task=own is for evaluation: a run needs its task set, such as task=mt30.")
-    with_teacher = config.teacher.name != "none"
-    weights = from_keys(LossWeights, config)
     return from_keys(
         TrainSettings,
         config,
@@ -167,7 +167,8 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
         task_set=tasks,
         dims=model_dims_of(config, tasks, config),
         data_dir=required(config, "data_dir"),
-        weights=weights if with_teacher else replace(weights, d_coef=0.0),
+        weights=from_keys(LossWeights, config),
+        objectives=objectives_of(config),
         optimiser=from_keys(OptimiserSettings, config),
         execution=from_keys(Execution, config),
         device=local_device(resolve_device(config.device)),
@@ -176,10 +177,32 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
         checkpoint=path_of(config, "checkpoint"),
         resume=resume_mode(config.resume, sweep),
         evaluation=from_keys(EvaluationSettings, config),
+        end=from_keys(EndSettings, config),
         planner=planner_settings(config),
         logging=from_keys(LoggingSettings, config.logging),
         config=plain(config),
     )
+
+
+def objectives_of(config: DictConfig) -> tuple[Objective, ...]:
+    """Those whose coefficient is above 0; none for `teacher=none`, whatever d_coef says by default.
+
+    Raises:
+        UserError: when another one is asked for without a teacher.
+    """
+    known = [from_keys(kind, config) for kind in OBJECTIVES]
+    for objective in known:
+        check_keys(objective)
+    chosen = tuple(objective for objective in known if objective.coef)
+    if config.teacher.name != "none":
+        return chosen
+    for objective in chosen:
+        if not isinstance(objective, RewardDistillation):
+            raise UserError(
+                f"{objective.name}={objective.coef:g} needs a teacher: name one, such as teacher=317M with "
+                f"teacher.checkpoint=…, or leave {objective.name} out."
+            )
+    return ()
 
 
 def _labels_to_train_from(teacher: DictConfig) -> Path | None:
@@ -196,8 +219,10 @@ def _labels_to_train_from(teacher: DictConfig) -> Path | None:
     return None
 
 
-def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> RewardTeacher | None:
-    """The live teacher that the configuration names, or None for `teacher=none` and `teacher=labels`.
+def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Teacher | DatasetRewards | None:
+    """The teacher that the configuration names, with the parts that its objectives ask.
+
+    None for `teacher=none` and `teacher=labels`, and where no objective has a coefficient above 0.
 
     Raises:
         UserError: when a teacher is named without a checkpoint, or the labels are not the ones its other keys name.
@@ -209,7 +234,14 @@ def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Rewa
     if config.teacher.name == "labels":
         _check_labels(config, tasks)
         return None
-    return live_teacher(config, tasks, device)
+    if config.teacher.name == "dataset":
+        _check_no_teacher(config.teacher)
+        return DatasetRewards()
+    objectives = objectives_of(config)
+    if not objectives:
+        return None
+    parts = [part for part in ALL_PARTS if any(part in objective.parts for objective in objectives)]
+    return live_teacher(config, tasks, device, parts)
 
 
 def _check_no_teacher(teacher: DictConfig) -> None:
@@ -218,8 +250,8 @@ def _check_no_teacher(teacher: DictConfig) -> None:
     given += ["random_weights"] if teacher.random_weights else []
     if given:
         raise UserError(
-            f"teacher.{given[0]} is set, but teacher=none trains without one: name the teacher, such as teacher=317M, "
-            "or leave the key out."
+            f"teacher.{given[0]} is set, but teacher={teacher.name} trains without one: name the teacher, such as "
+            "teacher=317M, or leave the key out."
         )
 
 
@@ -247,14 +279,16 @@ def _check_labels(config: DictConfig, tasks: TaskSet) -> None:
         )
 
 
-def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> RewardTeacher:
-    """The teacher with the weights that the `teacher` keys name; raises as `teacher_of`."""
+def live_teacher(
+    config: DictConfig, tasks: TaskSet, device: torch.device, parts: Collection[Part] = REWARD_PARTS
+) -> Teacher:
+    """The teacher with the weights that the `teacher` keys name, and these parts; raises as `teacher_of`."""
     teacher = config.teacher
     precision = teacher.precision or "float32"
     teacher_tasks = None if teacher.task is None else task_set(teacher.task)
     if teacher.random_weights:
         dims = model_dims_of(teacher, teacher_tasks or tasks, config)
-        return random_teacher(dims, teacher_tasks or tasks, tasks, config.seed, device, precision)
+        return random_teacher(dims, teacher_tasks or tasks, tasks, config.seed, device, precision, parts)
     path = path_of(teacher, "checkpoint")
     if path is None:
         raise UserError(
@@ -269,6 +303,7 @@ def live_teacher(config: DictConfig, tasks: TaskSet, device: torch.device) -> Re
         model_size=None if changed else teacher.model_size,
         device=device,
         precision=precision,
+        parts=parts,
     )
     if changed and teacher.model_size is not None:
         expected = model_dims_of(teacher, teacher_tasks or tasks, config)

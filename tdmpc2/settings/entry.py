@@ -32,14 +32,14 @@ CONFIG_DIR = _IN_CLONE if (_IN_CLONE.parent / "pyproject.toml").is_file() else _
 _QUOTING = "quote a value that holds spaces, commas, '=', brackets or letters beyond ASCII: \"key='value'\""
 
 
-def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Makes a function of a configuration into a program's main function.
 
     It raises a UserError for a configuration that does not compose or has a key that the program does not know.
     In a sweep a job that fails does not end the others: its error is shown when it comes, and again at the end.
     """
 
-    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def main() -> None:
             register_schemas()
             if not CONFIG_DIR.is_dir():
@@ -69,7 +69,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 class _Jobs:
     """What Hydra calls for every job: keeps a job's error from Hydra, which would add lines of its own."""
 
-    def __init__(self, program: str, function: Callable[[DictConfig], None], varied: frozenset[str]) -> None:
+    def __init__(self, program: str, function: Callable[[DictConfig], Any], varied: frozenset[str]) -> None:
         self._program = program
         self._function = function
         self._varied = varied
@@ -228,12 +228,25 @@ class _Command:
 
     def __init__(self, given: Sequence[str]) -> None:
         sweeps = any(argument in ("-m", "--multirun", "hydra.mode=MULTIRUN") for argument in given)
+        given = [_rows(argument, sweeps) for argument in given]
         parser = OverridesParser.create()
         self.arguments = [_quoted(argument, parser, sweeps) for argument in given]
         self.varied = frozenset(_varied(self.arguments, parser)) if sweeps else frozenset()
         if sweeps:
             left_out = ",".join([*IN_PATH, *(key for key in NOT_IN_NAMES if key not in self.varied)])
             self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{left_out}]")
+
+
+def _rows(argument: str, sweeps: bool) -> str:
+    """`experiment=table1` as the choice of all rows of that table: the files in its folder of the Hydra tree."""
+    key, _, value = argument.partition("=")
+    folder = CONFIG_DIR / key / value
+    if key != "experiment" or not value or not folder.is_dir():
+        return argument
+    rows = sorted(f"{value}/{path.stem}" for path in folder.glob("*.yaml"))
+    if not sweeps:
+        raise UserError(f"experiment={value} has {len(rows)} rows: add -m to run them all, or choose one: {rows[0]}, …")
+    return f"{key}={','.join(rows)}"
 
 
 def _varied(arguments: Sequence[str], parser: OverridesParser) -> Iterator[str]:

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -26,11 +27,12 @@ from tdmpc2.keys import METADATA, TDMPC2_SIZES, TDMPC_OPT, THIS_PROJECT, Key, ch
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import MODEL_SIZES, ModelDims
 from tdmpc2.model.sizes import ModelSize
+from tdmpc2.objectives import OBJECTIVES
 from tdmpc2.planner import PlannerSettings
-from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SCALE, MOST_SLICES, OneOf, Whole, Within
+from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SCALE, MOST_SLICES, MOST_STEPS, OneOf, Whole, Within
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import known_tasks
-from tdmpc2.training import OptimiserSettings, TrainSettings
+from tdmpc2.training import EndSettings, OptimiserSettings, TrainSettings
 
 # -- how a schema is made ----------------------------------------------------------------------------------------------
 
@@ -100,6 +102,9 @@ def schema_keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]
 # -- keys that only programs have --------------------------------------------------------------------------------------
 
 
+_COUNT = Whole(1, MOST_STEPS)
+
+
 @dataclass(frozen=True)
 class TaskKeys:
     """A task set: a known name, or any name with its tasks listed in the order of their ids."""
@@ -134,11 +139,12 @@ class SizeKeys:
 
 @dataclass(frozen=True)
 class TeacherKeys:
-    """The teacher of reward distillation; its model keys are those of the student, from the same config group."""
+    """The teacher of distillation; its model keys are those of the student, from the same config group."""
 
     name: str = key(
         MISSING,
-        "name of the choice: a size, none (from scratch) or labels (what scripts/label.py wrote)",
+        "name of the choice: a size, none (from scratch), labels (what scripts/label.py wrote), or a control: dataset "
+        "(the data's own rewards in the teacher's place) or random (weights that teach nothing)",
         unit="name",
         source=f"{TDMPC_OPT}: 317M or 48M",
     )
@@ -232,6 +238,12 @@ class RunKeys:
         names_run=False,
     )
     eval_episodes: int = key_of(EvaluationSettings, "eval_episodes", default=1, source=THIS_PROJECT)
+    make_data: bool = key(
+        False,
+        "whether the embedded data is made from the simulator, in a folder under data_dir, where it is not there yet",
+        unit="true or false",
+        source=THIS_PROJECT,
+    )
     compile: bool = key_of(
         Execution,
         "compile",
@@ -248,6 +260,62 @@ class RunKeys:
         "precision",
         text="arithmetic of the update's matrix products, float32 or bfloat16; evaluations of the run plan in float32",
     )
+
+
+@dataclass(frozen=True)
+class ScaleKeys:
+    """What the papers' budgets and teachers are at a scale; `scale=full|gpu|cpu` chooses, and experiments read it."""
+
+    name: str = key(MISSING, "name of the scale, in the path of an experiment's runs", unit="name", source=THIS_PROJECT)
+    short: int = key(
+        MISSING, "updates that stand for the papers' 200K", unit="updates", source=f"{TDMPC_OPT}, table 1", check=_COUNT
+    )
+    middle: int = key(
+        MISSING, "updates that stand for the papers' 337K", unit="updates", source=f"{TDMPC_OPT}, table 2", check=_COUNT
+    )
+    long: int = key(
+        MISSING, "updates that stand for the papers' 1M", unit="updates", source=f"{TDMPC_OPT}, table 2", check=_COUNT
+    )
+    small_batch: int = key(
+        MISSING, "slices that stand for batch 128", unit="slices", source=f"{TDMPC_OPT}, table 2", check=_COUNT
+    )
+    batch: int = key(
+        MISSING, "slices that stand for batch 256", unit="slices", source=f"{TDMPC_OPT}, table 2", check=_COUNT
+    )
+    large_batch: int = key(
+        MISSING, "slices that stand for batch 1024", unit="slices", source=f"{TDMPC_OPT}, table 2", check=_COUNT
+    )
+    episodes: int = key(
+        MISSING,
+        "episodes of each task that an experiment's run ends with",
+        unit="episodes",
+        source=f"{TDMPC_OPT}, evaluation",
+        check=_COUNT,
+    )
+    matched_reward_coef: float = key(
+        MISSING,
+        "reward_coef of the control that has the gradient of d_coef 0.4 on the dataset's own rewards, as "
+        "scripts/match_gradient.py measures it",
+        unit="factor",
+        source=THIS_PROJECT,
+        check=Within(0, MOST_SCALE),
+    )
+    large_teacher: str = key(MISSING, "name of teacher=large", unit="name", source=f"{TDMPC_OPT}, table 3")
+    large_size: int | None = key(
+        MISSING,
+        "its published size; null: the one of its checkpoint",
+        unit="millions of parameters",
+        source=f"{TDMPC_OPT}, table 3",
+    )
+    large_checkpoint: str = key(MISSING, "its file", unit="path", source=THIS_PROJECT, free_text=True, names_run=False)
+    small_teacher: str = key(MISSING, "name of teacher=small", unit="name", source=f"{TDMPC_OPT}, table 3")
+    small_size: int | None = key(
+        MISSING,
+        "its published size; null: the one of its checkpoint",
+        unit="millions of parameters",
+        source=f"{TDMPC_OPT}, table 3",
+    )
+    small_checkpoint: str = key(MISSING, "its file", unit="path", source=THIS_PROJECT, free_text=True, names_run=False)
 
 
 @dataclass(frozen=True)
@@ -375,7 +443,8 @@ ModelConfig = derived(
 SharedModelConfig = derived(
     "SharedModelConfig", "What student and teacher have in common, whatever their sizes.", ModelDims, only=SHARED_DIMS
 )
-TeacherConfig = derived("TeacherConfig", "The teacher of reward distillation.", ModelConfig, TeacherKeys)
+ScaleConfig = derived("ScaleConfig", "The papers' budgets and teachers at one scale.", ScaleKeys)
+TeacherConfig = derived("TeacherConfig", "The teacher of distillation.", ModelConfig, TeacherKeys)
 LoggingConfig = derived("LoggingConfig", "Where metrics go besides the files that are always written.", LoggingSettings)
 PlannerConfig = derived(
     "PlannerConfig",
@@ -406,10 +475,12 @@ TrainConfig = derived(
     DataKeys,
     TrainSettings,
     LossWeights,
+    *OBJECTIVES,
+    EndSettings,
     OptimiserSettings,
     DeviceKeys,
     PoolConfig,
-    groups={"task": TaskConfig, "teacher": TeacherConfig, "logging": LoggingConfig},
+    groups={"task": TaskConfig, "scale": ScaleConfig, "teacher": TeacherConfig, "logging": LoggingConfig},
     data_dir="data/mt30",
     d_coef=0.4,
 )
@@ -453,11 +524,12 @@ SCHEMAS: dict[str, Any] = {
 }
 """By the name of the program and of its file in `config/`."""
 
+_CLONE = Path(__file__).resolve().parents[2]
 _FREE_TEXT = (name for schema in SCHEMAS.values() for name, _, held in schema_keys(schema) if held.free_text)
 TEXT_KEYS = frozenset(("hydra.run.dir", "hydra.sweep.dir", *_FREE_TEXT))
 """Keys whose values are paths or names: any text, which Hydra's grammar need not understand."""
 
-IN_PATH = ("seed", "exp_name", "task", "task.name", "experiment")
+IN_PATH = ("seed", "exp_name", "task", "task.name", "experiment", "scale")
 """Keys that stand in a run's path already, so that no part of it is named by them."""
 
 NOT_IN_NAMES = ("logging", *(name for name, _, held in schema_keys(TrainConfig) if not held.names_run))
@@ -466,10 +538,14 @@ about its updates."""
 
 
 def register_schemas() -> None:
-    """Makes the schemas, every single task as a choice of `task`, and the resolver `safe_name` known to Hydra."""
+    """Makes known to Hydra: the schemas, every single task as a choice of `task`, and two resolvers.
+
+    `safe_name` is for folders; `in_clone` gives a path of the clone, whatever the working folder.
+    """
     store = ConfigStore.instance()
     for name, node in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=node)
     for task in known_tasks():
         store.store(group="task", name=task, node=TaskConfig(name=task))
     OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
+    OmegaConf.register_new_resolver("in_clone", lambda path: str(_CLONE / path), replace=True)

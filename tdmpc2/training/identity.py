@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdmpc2.data.labels import LabelColumn
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.distillation import RewardTeacher
+from tdmpc2.distillation import DatasetRewards, Teacher
 from tdmpc2.errors import CheckpointError, UserError, printable
 
 _SHORT = reprlib.Repr()
@@ -27,10 +27,14 @@ _NAMES_ONLY = frozenset(("teacher", "checkpoint path"))
 _DATA = re.compile(r"(\d+) episodes, fingerprint ([0-9a-f]{16})")
 
 
-def content_identity(store: EpisodeStore, teacher: RewardTeacher | None, labels: LabelColumn | None) -> dict[str, Any]:
+def content_identity(
+    store: EpisodeStore, teacher: Teacher | DatasetRewards | None, labels: LabelColumn | None
+) -> dict[str, Any]:
     """What the data and the teacher are, whatever folder they lie in."""
     weights = "none"
-    if teacher is not None:
+    if isinstance(teacher, DatasetRewards):
+        weights = "the dataset's own rewards"
+    elif teacher is not None:
         weights = f"checksum {teacher.checksum} in {teacher.precision}"
     elif labels is not None:
         weights = f"checksum {labels.header.facts.teacher_checksum} in {labels.header.facts.precision}"

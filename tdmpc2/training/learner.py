@@ -25,7 +25,7 @@ from tdmpc2.losses import (
     world_model_losses,
 )
 from tdmpc2.model import WorldModel
-from tdmpc2.objectives import Objective, RewardDistillation
+from tdmpc2.objectives import Objective
 from tdmpc2.ranges import MOST_FLOAT, Share, Within
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.ranks import Ranks
@@ -78,7 +78,7 @@ class Learner:
         seed: of the update's noise.
         execution: how the update runs; each choice gives the same update but for rounding.
         ranks: the processes that take parts of every batch; default this one alone.
-        objectives: of distillation; default the papers' alone, with the coefficient `weights.d_coef`.
+        objectives: of distillation, bound to this student and its teacher; none trains from the data alone.
 
     Raises:
         UserError: for CUDA graphs without a CUDA device, or with several processes.
@@ -93,11 +93,13 @@ class Learner:
         seed: int,
         execution: Execution | None = None,
         ranks: Ranks | None = None,
-        objectives: tuple[Objective, ...] | None = None,
+        objectives: tuple[Objective, ...] = (),
     ) -> None:
         device = next(model.parameters()).device
         self.model = model.eval()
-        self.terms = LossTerms(weights, (RewardDistillation(weights.d_coef),) if objectives is None else objectives)
+        self.terms = LossTerms(weights, objectives)
+        self.own = nn.ModuleDict({o.name: o.module for o in objectives if o.module is not None}).to(device)
+        """What objectives learn or fit beside the student."""
         self.settings = optimiser
         self.execution = (execution or Execution()).supported_on(device, UPDATES)
         self.ranks = ranks or Ranks()
@@ -110,7 +112,8 @@ class Learner:
         policy = list(model.policy_head.parameters())
         apart = {id(p) for p in encoder + policy}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
-        self._world_params: list[nn.Parameter] = encoder + rest
+        own = list(self.own.parameters())
+        self._world_params: list[nn.Parameter] = encoder + rest + own
         self._policy_params: list[nn.Parameter] = policy
         self._q_params = list(model.q_heads.parameters())
         self._target_params = list(model.target_q_heads.parameters())
@@ -118,6 +121,7 @@ class Learner:
             [
                 {"params": encoder, "lr": optimiser.lr * optimiser.enc_lr_scale},
                 {"params": rest, "lr": optimiser.lr},
+                *([{"params": own, "lr": optimiser.lr}] if own else []),
             ],
             fused=True,
             capturable=self.execution.cudagraphs,
@@ -148,7 +152,7 @@ class Learner:
             return self._update(batch, noise)
         if self._captured is None:
             self._captured = CapturedFunction(
-                lambda **tensors: self._update(Batch(**tensors)),
+                lambda **tensors: self._update(Batch.of(tensors)),
                 self.discounts.device,
                 generators=[self.noise],
                 repeatable=False,  # the runs before the capture are updates
@@ -170,7 +174,8 @@ class Learner:
         grad_norm = self._step(self.world_optimiser, self._world_params, losses.total)
 
         with self.execution.arithmetic(self.discounts.device):
-            terms = self._policy_terms(model, losses.latents, task_of(model, batch), w.rho, noise)
+            objectives = self.terms.objectives
+            terms = self._policy_terms(model, losses.latents, task_of(model, batch), w.rho, noise, objectives, batch)
         self.scale.update(self.ranks.gather(terms.first_q))
         policy_loss = terms.loss(self.scale.value, w.entropy_coef)
         pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, policy_loss)
@@ -185,7 +190,7 @@ class Learner:
             "pi_loss": policy_loss,
             "pi_entropy": terms.entropy,
         }
-        metrics |= {f"{name}_loss": loss for name, loss in losses.distillation.items()}
+        metrics |= {f"{name}_loss": loss for name, loss in (losses.distillation | terms.distillation).items()}
         metrics = {name: value.detach() for name, value in metrics.items()}
         self.ranks.average_(list(metrics.values()))
         return metrics | {
@@ -217,6 +222,7 @@ class Learner:
             "policy_optimiser": self.policy_optimiser.state_dict(),
             "scale": self.scale.value.clone(),
             "noise": self.noise.get_state(),
+            **({"objectives": self.own.state_dict()} if len(self.own) else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,4 +232,6 @@ class Learner:
         self.world_optimiser.load_state_dict(state["world_optimiser"])
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.scale.value.copy_(state["scale"])
+        if len(self.own):
+            self.own.load_state_dict(state["objectives"])
         self.noise.set_state(state["noise"].cpu())

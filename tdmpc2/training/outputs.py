@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tdmpc2.agent import Agent
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
+from tdmpc2.checkpointing.files import save_tensors
 from tdmpc2.errors import DataError
 from tdmpc2.evaluation.runner import evaluate
 from tdmpc2.fileio import atomic_write_text
@@ -34,6 +35,8 @@ CONSOLE_METRICS = (
     "pi_loss",
 )
 CONFIG_NAME = "config.json"
+OBJECTIVES_NAME = "objectives.safetensors"
+"""What distillation objectives learned or fitted beside the student: a projection, principal components."""
 
 
 class RunOutputs:
@@ -185,5 +188,7 @@ class RunOutputs:
             normalised_score=score if score is not None and math.isfinite(score) else None,
         )
         save_checkpoint(self._folder / f"step_{step:08d}.safetensors", weights, metadata)
+        if own := self._run.learner.own.state_dict():
+            save_tensors(s.run_dir / OBJECTIVES_NAME, own)
         if step == s.steps:
             save_checkpoint(self.final_path, weights, metadata)

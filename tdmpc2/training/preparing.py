@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from tdmpc2.data.labels import LabelColumn
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.source import BatchSource
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.distillation import RewardTeacher
+from tdmpc2.distillation import DatasetRewards, LabelledRewards, Lessons, Teacher
 from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
 from tdmpc2.model import model_bytes, update_bytes
@@ -36,7 +37,7 @@ class PreparedRun:
     Attributes:
         settings: what it was told.
         ranks: the processes that train it together.
-        teacher: frozen, or None.
+        lessons: what a teacher says of every batch; None without one.
         learner: as new, or as the state left it.
         open_batches: makes the source of batches from a step on.
         states: where its state is kept.
@@ -47,7 +48,7 @@ class PreparedRun:
 
     settings: TrainSettings
     ranks: Ranks
-    teacher: RewardTeacher | None
+    lessons: Lessons | None
     learner: Learner
     open_batches: Callable[[int], BatchSource]
     states: StateFolder
@@ -72,7 +73,7 @@ class PreparedRun:
         return self.ranks.any(interrupt.signal is not None, self.settings.device)
 
 
-def prepare(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks) -> PreparedRun:
+def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ranks: Ranks) -> PreparedRun:
     """Reads and checks the state, the data, the labels and the student.
 
     Raises:
@@ -81,9 +82,9 @@ def prepare(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks
     """
     states = StateFolder(settings.run_dir)
     state = found_state(settings, states)
-    if teacher is not None:
+    if isinstance(teacher, Teacher):
         teacher.check_frozen()
-    ranks.part(settings.batch_size)
+    part = ranks.part(settings.batch_size)
     _check_memory(settings, ranks)
 
     store = EpisodeStore.open(settings.data_dir)
@@ -113,16 +114,35 @@ def prepare(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks
         # A resumed student's weights are in the state; the file it once started from need not be there any more.
         student = new_student(replace(settings, checkpoint=None))
 
+    source = teacher if labels is None else LabelledRewards()
+    if settings.objectives and source is None:
+        raise UserError(f"{settings.objectives[0].name} needs a teacher, and this run has none.")
+    dims = teacher.dims if isinstance(teacher, Teacher) else None
+    objectives = tuple(objective.bound(student.dims, dims, settings.seed) for objective in settings.objectives)
+    lessons = None
+    if source is not None:
+        lessons = Lessons(source, objectives, settings.seed, settings.batch_size, part)
     discounts = torch.from_numpy(settings.task_set.discounts())
     learner = Learner(
-        student, discounts, settings.weights, settings.optimiser, settings.seed, settings.execution, ranks
+        student,
+        discounts,
+        settings.weights,
+        settings.optimiser,
+        settings.seed,
+        settings.execution,
+        ranks,
+        objectives,
     )
     if state is not None:
         states.restore(learner, state)
+    elif lessons is not None:
+        # Every process sees the whole batches, so that all fit the same.
+        whole = SliceSampler(store, settings.task_set, settings.batch_size, settings.horizon, settings.seed)
+        lessons.fit(whole.batch(step).to(settings.device) for step in itertools.count())
     return PreparedRun(
         settings=settings,
         ranks=ranks,
-        teacher=teacher,
+        lessons=lessons,
         learner=learner,
         open_batches=lambda step: Prefetcher(sampler, settings.device, step),
         states=states,

@@ -11,11 +11,13 @@ import torch
 
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
-from tdmpc2.keys import TDMPC_OPT, THIS_PROJECT, check_keys, key, key_of
+from tdmpc2.keys import TDMPC_OPT, THIS_PROJECT, check_keys, key, key_of, keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
+from tdmpc2.objectives import Objective
 from tdmpc2.planner import PlannerSettings
-from tdmpc2.ranges import MOST_EVALUATION_SEED, MOST_SLICES, MOST_STEPS, Whole, check_whole
+from tdmpc2.quantisation import scheme_named
+from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SLICES, MOST_STEPS, Whole, check_whole
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet
 from tdmpc2.training.execution import UPDATES
@@ -26,12 +28,48 @@ Resume = Literal["never", "always", "auto"]
 
 
 @dataclass(frozen=True)
+class EndSettings:
+    """What is evaluated when a run has done its updates."""
+
+    episodes: int = key(
+        0,
+        "episodes of each task that the run ends with, planned and by the policy prior alone; 0: none",
+        name="final_episodes",
+        unit="episodes",
+        source=f"{THIS_PROJECT}; 10 in the papers",
+        check=Whole(0, MOST_EPISODES),
+        names_run=False,
+    )
+    saved: bool = key(
+        False,
+        "whether the run ends with evaluations of every saved checkpoint too",
+        name="evaluate_saved",
+        unit="true or false",
+        source=f"{TDMPC_OPT}, figure 3",
+        names_run=False,
+    )
+    schemes: tuple[str, ...] = key(
+        (),
+        "schemes to quantise and evaluate the final student by (docs/quantization.md)",
+        name="evaluate_schemes",
+        unit="names of schemes",
+        source=f"{TDMPC_OPT}, table 4",
+        names_run=False,
+    )
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+        for scheme in self.schemes:
+            scheme_named(scheme)
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """One run.
 
-    `config` is kept with the run and every checkpoint. `teacher_name` is for the record. `labels` is the
-    folder of a teacher's predictions, for a run without the teacher itself. `log_name` is the file in the
-    run's folder for what libraries log; None keeps none.
+    `config` is kept with the run and every checkpoint. `objectives` are those of distillation, for a run with a
+    teacher. `teacher_name` is for the record. `labels` is the folder of a teacher's predictions, for a run without the
+    teacher itself. `log_name` is the file in the run's folder for what libraries log; None keeps none.
     """
 
     run_dir: Path
@@ -56,6 +94,7 @@ class TrainSettings:
     seed: int = key_of(EvaluationSettings, "seed")
     weights: LossWeights = field(default_factory=LossWeights)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    objectives: tuple[Objective, ...] = ()
     execution: Execution = field(default_factory=Execution)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     teacher_name: str = "none"
@@ -95,6 +134,7 @@ class TrainSettings:
         names_run=False,
     )
     evaluation: EvaluationSettings = field(default_factory=lambda: EvaluationSettings(episodes=1))
+    end: EndSettings = field(default_factory=EndSettings)
     planner: PlannerSettings = field(default_factory=PlannerSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     log_name: str | None = None
@@ -103,7 +143,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         UPDATES.check_precision(self.execution.precision)
         check_keys(self)
-        if self.eval_freq:
+        for objective in self.objectives:
+            check_keys(objective)
+        if self.eval_freq or self.end.episodes:
             check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
 
     def identity(self) -> dict[str, Any]:
@@ -119,4 +161,6 @@ class TrainSettings:
             **asdict(self.dims),
             **asdict(self.weights),
             **asdict(self.optimiser),
+            "d_coef": 0.0,  # states have always said so of a run without this objective
+            **{held.name: getattr(o, declared.name) for o in self.objectives for declared, held in keys_in(o)},
         }

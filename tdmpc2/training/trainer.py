@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdmpc2.distillation import RewardTeacher
+from tdmpc2.distillation import DatasetRewards, Teacher
 from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.outputs import RunOutputs
 from tdmpc2.training.preparing import PreparedRun, prepare
+from tdmpc2.training.provenance import record_end, record_start
 from tdmpc2.training.ranks import Ranks
 from tdmpc2.training.run_lock import run_lock
 from tdmpc2.training.schedule import Schedule
@@ -28,12 +29,13 @@ class TrainResult:
     updates_per_second: float
 
 
-def train(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks | None = None) -> TrainResult:
+def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ranks: Ranks | None = None) -> TrainResult:
     """Runs `settings.steps` updates, or resumes up to them.
 
     Args:
         settings: the run; `batch_size` is that of all processes together.
-        teacher: frozen, on the same device; None trains from `settings.labels`, or from scratch.
+        teacher: frozen, on the same device, or the dataset's own rewards in its place; None trains from
+            `settings.labels`, or from scratch.
         ranks: the processes that take parts of every batch; default this one alone. The first one writes, logs and
             evaluates.
 
@@ -49,10 +51,14 @@ def train(settings: TrainSettings, teacher: RewardTeacher | None, ranks: Ranks |
             print(f"resuming {settings.run_dir} at step {run.start:,} of {settings.steps:,}")
         interrupt, began = Interrupt(), time.perf_counter()
         with RunOutputs(run, Schedule.of(settings), interrupt) as outputs, interrupt.watching():
+            if ranks.first:
+                record_start(settings.run_dir, settings.device, run.start)
             step, done = run_updates(run, outputs, interrupt)
             outputs.finish(step, done)
-    seconds = time.perf_counter() - began
-    whole = done and step == settings.steps
+        seconds = time.perf_counter() - began
+        whole = done and step == settings.steps
+        if whole and ranks.first:
+            record_end(settings.run_dir, step, (step - run.start) / seconds if seconds > 0 else 0.0)
     return TrainResult(
         step=step,
         interrupted=not whole,
@@ -70,8 +76,8 @@ def run_updates(run: PreparedRun, outputs: RunOutputs, interrupt: Interrupt) -> 
         while done and step < run.settings.steps and not run.asked_to_stop(step, interrupt):
             with outputs.state_kept_at(step):
                 batch = next(batches)
-            if run.teacher is not None:
-                batch = run.teacher.with_teacher_rewards(batch)
+            if run.lessons is not None:
+                batch = run.lessons.of(batch, step)
             metrics = run.learner.update(batch)
             step += 1
             run.watch.add(step, metrics)

@@ -190,10 +190,11 @@ def test_labels_come_along(store: EpisodeStore) -> None:
 
     sampler = SliceSampler(store, MT30, 32, 3, 0, labels=Column())
     episodes, starts = sampler.indices(2)
-    taught = sampler.batch(2).teacher_reward
-    assert taught is not None and taught.shape == (32, 1)
-    np.testing.assert_array_equal(taught[:, 0], episodes * 100 + starts + 1)
-    assert SliceSampler(store, MT30, 32, 3, 0).batch(2).teacher_reward is None
+    taught = sampler.batch(2).labels
+    assert taught is not None and taught.shape == (3, 32, 1)
+    for step in range(3):
+        np.testing.assert_array_equal(taught[step, :, 0], episodes * 100 + starts + 1 + step)
+    assert SliceSampler(store, MT30, 32, 3, 0).batch(2).labels is None
 
 
 def test_half_precision_rows_become_float32(tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ from run_fixtures import (
 )
 
 from tdmpc2.data import labels as labels_module
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.labels import LabelColumn, LabelWriter, read_labels, verify_labels
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.distillation import RewardTeacher, label_facts, label_store
+from tdmpc2.distillation import Draws, Teacher, label_facts, label_store
 from tdmpc2.errors import DataError, UserError
 from tdmpc2.reporting.sinks import read_metrics
 from tdmpc2.settings.convert import live_teacher
@@ -46,13 +47,19 @@ TINY_TEACHER = ("teacher=1M", "teacher.enc_dim=32", "teacher.mlp_dim=32", "teach
 RANDOM = (*TINY_TEACHER, "teacher.random_weights=true")
 
 
-def teacher_for(tasks: TaskSet = DUO, *keys: str, device: str = "cpu") -> RewardTeacher:
+def teacher_for(tasks: TaskSet = DUO, *keys: str, device: str = "cpu") -> Teacher:
     config = composed("label", *(k for k in DUO_KEYS if tasks is DUO), *RANDOM, *keys)
     return live_teacher(config, tasks, torch.device(device))
 
 
+def rewards_of(teacher: Teacher, batch: Batch, steps: int) -> torch.Tensor:
+    """[steps, B, 1]: what the live teacher says of a batch's first actions."""
+    size = batch.action.shape[1]
+    return teacher.view(batch, steps, Draws(1, 0, size, slice(0, size))).rewards(steps)
+
+
 def labelled(
-    path: Path, store: EpisodeStore, teacher: RewardTeacher, *, batch_size: int = 64, block_episodes: int = 256
+    path: Path, store: EpisodeStore, teacher: Teacher, *, batch_size: int = 64, block_episodes: int = 256
 ) -> Path:
     """A complete column, made in this process."""
     facts = label_facts(store, teacher, "1M")
@@ -86,18 +93,18 @@ def test_labels_are_the_live_teacher_s_rewards(tmp_path: Path, precision: str, d
     sampler = SliceSampler(store, DUO, 32, 3, 1, labels=column)
     for step in range(3):
         batch = sampler.batch(step)
-        assert batch.teacher_reward is not None and batch.teacher_reward.shape == (32, 1)
-        live = teacher.with_teacher_rewards(batch.to(device)).teacher_reward
-        assert live is not None and live.dtype == torch.float32
+        assert batch.labels is not None and batch.labels.shape == (3, 32, 1)
+        live = rewards_of(teacher, batch.to(device), 3)
+        assert live.dtype == torch.float32
         tolerance = 1e-5 if precision == "float32" else 5e-2
-        torch.testing.assert_close(batch.teacher_reward, live.cpu(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(batch.labels, live.cpu(), rtol=tolerance, atol=tolerance)
 
 
 def test_bfloat16_is_close_and_another_precision_of_the_same_teacher() -> None:
     batch = SliceSampler(EpisodeStore.open(store_path()), DUO, 64, 3, 1).batch(0)
     full, half = teacher_for(), teacher_for(DUO, "teacher.precision=bfloat16")
-    a, b = full.with_teacher_rewards(batch).teacher_reward, half.with_teacher_rewards(batch).teacher_reward
-    assert a is not None and b is not None and b.dtype == torch.float32
+    a, b = rewards_of(full, batch, 1), rewards_of(half, batch, 1)
+    assert b.dtype == torch.float32
     assert 0 < float((a - b).norm() / a.norm()) < 0.05
     assert full.checksum == half.checksum and full.precision != half.precision
     assert teacher_for(DUO, "seed=2").checksum != full.checksum
@@ -459,7 +466,7 @@ def test_labels_of_a_store_that_grew_since(tmp_path: Path) -> None:
     assert past is not None
     np.testing.assert_array_equal(LabelColumn.open(path, past, DUO.tasks).at(np.arange(10), np.full(10, 2)), expected)
     sampler = SliceSampler(past, DUO, 8, 3, seed=1, labels=LabelColumn.open(path, past, DUO.tasks))
-    assert torch.isfinite(sampler.batch(0).teacher_reward).all()
+    assert torch.isfinite(sampler.batch(0).labels).all()
     assert labelled(tmp_path / "anew", past, teacher).exists() and values(tmp_path / "anew") == values(path)
 
 
@@ -468,7 +475,7 @@ def test_labels_that_are_shortened_between_batches_are_an_error(tmp_path: Path) 
     path = labelled(tmp_path / "c", store, teacher_for(), batch_size=1000)
     column = LabelColumn.open(path, store, DUO.tasks)
     sampler = SliceSampler(store, DUO, 32, 3, seed=1, labels=column)
-    assert torch.isfinite(sampler.batch(0).teacher_reward).all()
+    assert torch.isfinite(sampler.batch(0).labels).all()
     os.truncate(path / "labels.f32", 4096)
     with pytest.raises(DataError, match=r"labels\.f32: found 4,096 bytes, expected 24,000: it was shortened"):
         sampler.batch(1)

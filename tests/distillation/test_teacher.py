@@ -21,24 +21,26 @@ from model_fixtures import (
     small_model,
     small_tasks,
     tensors,
+    with_rewards,
 )
 
 from tdmpc2.checkpointing import CheckpointMetadata, load_model, save_checkpoint
-from tdmpc2.distillation import TEACHER_PARTS, RewardTeacher, load_teacher, random_teacher
+from tdmpc2.distillation import REWARD_PARTS, Teacher, load_teacher, random_teacher
 from tdmpc2.errors import UserError
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import WorldModel, model_dims
+from tdmpc2.objectives import RewardDistillation
 from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.training.learner import Learner, OptimiserSettings
 
 SINGLE = task_set("cup-catch")
 
 
-def golden_teacher(student: TaskSet) -> RewardTeacher:
+def golden_teacher(student: TaskSet) -> Teacher:
     """The reference's teacher: only its three parts have weights, in a wider latent than the student's."""
-    model = WorldModel(replace(SMALL_DIMS, latent_dim=24), small_tasks().action_masks(), TEACHER_PARTS)
+    model = WorldModel(replace(SMALL_DIMS, latent_dim=24), small_tasks().action_masks(), REWARD_PARTS)
     model.load_state_dict(tensors(group(golden(), "teacher")))
-    return RewardTeacher(model, small_tasks(), student)
+    return Teacher(model, small_tasks(), student)
 
 
 def save_teacher(path: Path, model: WorldModel, tasks: TaskSet) -> None:
@@ -49,7 +51,7 @@ def test_the_parts_of_the_317m_teacher() -> None:
     tasks = task_set("mt30")
     dims = model_dims(317, tasks.obs_dim, tasks.action_dim, len(tasks))
     with torch.device("meta"):
-        model = WorldModel(dims, tasks.action_masks(), TEACHER_PARTS)
+        model = WorldModel(dims, tasks.action_masks(), REWARD_PARTS)
     names = {name.split(".")[0] for name, _ in model.named_parameters()}
     assert names == {"task_embedding", "encoder", "reward_head"}
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(79.8e6, abs=5e4)
@@ -79,10 +81,10 @@ def test_tasks_are_matched_by_name_across_sets_and_widths() -> None:
     # The other way round, a teacher of narrower widths cuts padding only.
     model = WorldModel(replace(SMALL_DIMS, obs_dim=8, action_dim=2, num_tasks=2), student.action_masks())
     randomise(model, 0)
-    teacher = RewardTeacher(model, student, small_tasks_without_walker())
+    teacher = Teacher(model, student, small_tasks_without_walker())
     torch.testing.assert_close(
         teacher.rewards(obs, action, torch.tensor([1, 2, 1]) - 1),
-        RewardTeacher(model, student, student).rewards(obs[:, :8], action[:, :2], torch.tensor([1, 0, 1])),
+        Teacher(model, student, student).rewards(obs[:, :8], action[:, :2], torch.tensor([1, 0, 1])),
     )
 
 
@@ -91,7 +93,7 @@ def small_tasks_without_walker() -> TaskSet:
 
 
 def test_single_task_teacher_and_student() -> None:
-    teacher = RewardTeacher(single_task_model(), SINGLE, SINGLE)
+    teacher = Teacher(single_task_model(), SINGLE, SINGLE)
     task = torch.zeros(3, dtype=torch.int64)
     assert teacher.rewards(torch.rand(3, 8), torch.rand(3, 2), task).shape == (3, 1)
     assert golden_teacher(SINGLE).rewards(torch.rand(3, 8), torch.rand(3, 2), task).shape == (3, 1)
@@ -108,9 +110,10 @@ def test_frozen() -> None:
     batch, before = golden_batch(golden()), {n: t.clone() for n, t in teacher.model.state_dict().items()}
     taught = teacher.rewards(batch.obs[0], batch.action[0], batch.task)
     student = small_model()
-    learner = Learner(student, gammas(), LossWeights(d_coef=0.4), OptimiserSettings(), 0)
+    objectives = (RewardDistillation(0.4),)
+    learner = Learner(student, gammas(), LossWeights(), OptimiserSettings(), 0, objectives=objectives)
     for _ in range(2):
-        metrics = learner.update(replace(batch, teacher_reward=taught))
+        metrics = learner.update(with_rewards(batch, taught))
     assert float(metrics["total_loss"]) == pytest.approx(
         float(metrics["original_loss"]) + 0.4 * float(metrics["distillation_loss"]), rel=1e-5
     )
@@ -130,7 +133,7 @@ def test_loading_from_this_project_s_file(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     save_teacher(path, small_model(), small_tasks())
     teacher = load_teacher(path, small_tasks())
-    assert teacher.model.parts == set(TEACHER_PARTS)
+    assert teacher.model.parts == set(REWARD_PARTS)
     assert {n.split(".")[0] for n in teacher.model.state_dict()} == {"task_embedding", "encoder", "reward_head"}
     assert teacher.num_parameters == sum(p.numel() for p in teacher.model.parameters())
     teacher.check_frozen()

@@ -26,12 +26,13 @@ from model_fixtures import (
     single_task_model,
     small_model,
     tensors,
+    with_rewards,
 )
 from torch import Tensor
 
 from tdmpc2.checkpointing import build_model, checkpoint_task_set, read_checkpoint
 from tdmpc2.data.batch import Batch
-from tdmpc2.distillation import TEACHER_PARTS, RewardTeacher
+from tdmpc2.distillation import REWARD_PARTS, Teacher
 from tdmpc2.errors import UserError
 from tdmpc2.losses import (
     LossTerms,
@@ -49,16 +50,17 @@ from tdmpc2.objectives import RewardDistillation
 from tdmpc2.training.learner import Learner, OptimiserSettings
 
 
-def learner_of(model: WorldModel, weights: LossWeights | None = None, seed: int = 0) -> Learner:
+def learner_of(model: WorldModel, seed: int = 0, d_coef: float = 0.4) -> Learner:
     discounts = gammas() if model.dims.num_tasks else torch.tensor([0.99])
-    return Learner(model, discounts, weights or LossWeights(), OptimiserSettings(), seed)
+    objectives = (RewardDistillation(d_coef),)
+    return Learner(model, discounts, LossWeights(), OptimiserSettings(), seed, objectives=objectives)
 
 
 def small_losses(
     model: WorldModel, batch: Batch, noise: UpdateNoise, d_coef: float, taught: Tensor | None
 ) -> WorldModelLosses:
-    terms = LossTerms(LossWeights(d_coef=d_coef), (RewardDistillation(d_coef),))
-    given = replace(batch, teacher_reward=taught)
+    terms = LossTerms(LossWeights(), (RewardDistillation(d_coef),))
+    given = with_rewards(batch, taught)
     return world_model_losses(model, given, gammas(str(batch.task.device)), terms, noise)
 
 
@@ -186,11 +188,11 @@ def test_update_of_the_released_student_equals_the_reference(
     checkpoint = read_checkpoint(path)
     tasks = checkpoint_task_set(checkpoint, "mt30")
     model = build_model(replace(checkpoint, dims=replace(checkpoint.dims, dropout=0.0)), tasks, device)
-    rounded = build_model(read_checkpoint(path, TEACHER_PARTS), tasks, device)
+    rounded = build_model(read_checkpoint(path, REWARD_PARTS), tasks, device)
     with torch.no_grad():
         for parameter in rounded.parameters():
             parameter.copy_(torch.round(parameter * 8) / 8)
-    teacher = RewardTeacher(rounded, tasks, tasks)
+    teacher = Teacher(rounded, tasks, tasks)
     batch = Batch(obs=inputs["obs"], action=inputs["action"], reward=inputs["reward"], task=inputs["task"])
     heads = torch.tensor([0, 1], device=device)
     zeros = torch.zeros(4, 32, 6, device=device)
@@ -198,7 +200,6 @@ def test_update_of_the_released_student_equals_the_reference(
     taught = teacher.rewards(batch.obs[0], batch.action[0], batch.task)
     assert_close(taught, g["teacher_reward"])
 
-    weights = LossWeights(d_coef=d_coef)
     discounts = torch.from_numpy(tasks.discounts()).to(device)
     model.limit_task_embedding(batch.task)
     with torch.no_grad():
@@ -207,8 +208,9 @@ def test_update_of_the_released_student_equals_the_reference(
         next_z = model.encode(batch.obs[1:], batch.task)
         targets = td_targets(model, next_z, batch, discounts, noise)
         assert_close(targets, g["td_target"])
-    terms = LossTerms(weights, (RewardDistillation(d_coef),))
-    losses = world_model_losses(model, replace(batch, teacher_reward=taught), discounts, terms, noise)
+    objectives = (RewardDistillation(d_coef),)
+    terms = LossTerms(LossWeights(), objectives)
+    losses = world_model_losses(model, with_rewards(batch, taught), discounts, terms, noise)
     losses.total.backward()
     for name, part in PARTS.items():
         norm = torch.stack([p.grad.norm() for p in getattr(model, part).parameters() if p.grad is not None]).norm()
@@ -218,8 +220,8 @@ def test_update_of_the_released_student_equals_the_reference(
     assert_close(model.task_embedding.grad.norm(), g["grad_norm_task_emb"])
     model.zero_grad()
 
-    metrics = Learner(model, discounts, weights, OptimiserSettings(), 0).update(
-        replace(batch, teacher_reward=taught), noise
+    metrics = Learner(model, discounts, LossWeights(), OptimiserSettings(), 0, objectives=objectives).update(
+        with_rewards(batch, taught), noise
     )
     for name in metrics.keys() - {"pi_entropy"}:
         assert_close(metrics[name], g[name], name=name)
@@ -341,14 +343,14 @@ def test_a_teacher_without_weight_equals_training_from_scratch() -> None:
     states, metrics = [], []
     for reward in (None, taught):
         model = small_model(dropout=0.1)
-        learner = learner_of(model, LossWeights(d_coef=0.0), seed=4)
-        metrics.append([learner.update(replace(batch, teacher_reward=reward)) for _ in range(3)][-1])
+        learner = learner_of(model, seed=4, d_coef=0.0)
+        metrics.append([learner.update(with_rewards(batch, reward)) for _ in range(3)][-1])
         states.append(copied(model))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert metrics[1].keys() - metrics[0].keys() == {"distillation_loss"}
     assert float(metrics[1]["distillation_loss"]) > 0
     model = small_model(dropout=0.1)
-    learner_of(model, LossWeights(d_coef=0.4), seed=4).update(replace(batch, teacher_reward=taught))
+    learner_of(model, seed=4).update(with_rewards(batch, taught))
     assert relative(model.state_dict()["reward_head.layers.2.bias"], states[0]["reward_head.layers.2.bias"]) > 0
 
 
@@ -438,7 +440,7 @@ def test_noise_draws_two_different_heads() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LossWeights(d_coef=-1.0), "d_coef must be 0 or more, not -1.0"),
+        (lambda: LossWeights(reward_coef=-1.0), "reward_coef must be 0 or more, not -1.0"),
         (lambda: LossWeights(value_coef=float("nan")), "value_coef must be 0 or more, not nan"),
         (lambda: LossWeights(rho=0.0), r"rho must lie in \(0, 1\], not 0.0"),
         (lambda: OptimiserSettings(lr=0.0), "lr must be above 0"),

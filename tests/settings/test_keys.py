@@ -133,6 +133,7 @@ def test_names_of_runs_and_paths_follow_from_the_keys() -> None:
     assert not {"lr", "seed", "steps", "precision", "teacher.precision"} & {*NOT_IN_NAMES}
     assert {
         *("checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir", "output", "reference"),
+        *("scale.large_checkpoint", "scale.small_checkpoint"),
         *("hydra.run.dir", "hydra.sweep.dir", "exp_name", "label", "task.name"),
     } == TEXT_KEYS
 
@@ -141,7 +142,7 @@ def test_names_of_runs_and_paths_follow_from_the_keys() -> None:
 def test_presets_name_only_what_they_change(group: str) -> None:
     plain = OmegaConf.structured(SCHEMAS["train"])
     below = f"{group}." if group == "logging" else ""
-    for path in (CONFIG_DIR / group).glob("*.yaml"):
+    for path in (CONFIG_DIR / group).rglob("*.yaml"):
         for name, value in (yaml.safe_load(path.read_text()) or {}).items():
             if name != "defaults":
                 assert OmegaConf.select(plain, f"{below}{name}") != value, f"{path.name}: {name}"

@@ -13,8 +13,10 @@ from run_fixtures import DUO_KEYS, composed
 
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.evaluation.runner import EvaluationSettings
+from tdmpc2.keys import keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import model_dims
+from tdmpc2.objectives import OBJECTIVES, RewardDistillation
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.settings.convert import (
@@ -36,7 +38,8 @@ PROGRAMS = ("evaluate", "quantize", "collect")
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    folder = CONFIG_DIR / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def settings_of(*overrides: str) -> TrainSettings:
@@ -47,7 +50,7 @@ def settings_of(*overrides: str) -> TrainSettings:
     "choice",
     [
         f"{group}={name}"
-        for group in ("model", "teacher", "planner", "logging", "experiment")
+        for group in ("model", "teacher", "planner", "logging", "scale", "experiment")
         for name in choices(group)
     ],
 )
@@ -55,7 +58,7 @@ def test_every_choice_of_train_composes_and_converts(choice: str) -> None:
     labels = ("teacher.labels=folder",) if choice == "teacher=labels" else ()
     config = composed("train", "device=cpu", choice, *labels)
     train_settings(config, Path("run"))
-    if choice.startswith("teacher=") and choice not in ("teacher=none", "teacher=labels"):
+    if choice.startswith("teacher=") and choice.endswith("M"):
         size = int(choice.removeprefix("teacher=").removesuffix("M"))
         assert model_dims_of(config.teacher, task_set("mt30"), config).enc_dim == model_dims(size, 24, 6, 30).enc_dim
         assert config.model_size == 1
@@ -85,7 +88,7 @@ def test_defaults_are_the_papers() -> None:
     assert s.task_set == task_set("mt30") and s.dims == model_dims(1, 24, 6, 30)
     assert (s.steps, s.batch_size, s.horizon, s.seed, s.save_freq) == (200_000, 256, 3, 1, None)
     assert s.optimiser == OptimiserSettings() and s.planner == PlannerSettings() and s.logging == LoggingSettings()
-    assert s.weights == LossWeights() and s.weights.d_coef == 0, "no teacher, no distillation"
+    assert s.weights == LossWeights() and s.objectives == () and s.identity()["d_coef"] == 0, "no teacher"
     assert s.eval_freq == 0 and s.teacher_name == "none" and s.checkpoint is None
     config = composed("evaluate", "checkpoint=x.pt")
     assert evaluation_settings(config, None) == EvaluationSettings(episodes=10)
@@ -124,8 +127,22 @@ def test_ways_to_plan_reach_the_planner(program: str) -> None:
 
 
 def test_distillation_weight_applies_with_a_teacher_only() -> None:
-    assert settings_of("d_coef=0.6").weights.d_coef == 0
-    assert settings_of("d_coef=0.6", "teacher=317M").weights.d_coef == 0.6
+    assert settings_of("d_coef=0.6").objectives == ()
+    (reward,) = settings_of("d_coef=0.6", "teacher=317M").objectives
+    assert isinstance(reward, RewardDistillation) and reward.coef == 0.6
+    assert settings_of("d_coef=0", "teacher=317M").objectives == ()
+    with pytest.raises(UserError, match=r"d_value=0\.1 needs a teacher: name one, such as teacher=317M"):
+        settings_of("d_value=0.1")
+
+
+def test_every_objective_has_its_coefficient_s_key() -> None:
+    for kind in OBJECTIVES:
+        (name,) = (held.name for declared, held in keys_in(kind) if declared.name == "coef")
+        s = settings_of("teacher=317M", "d_coef=0", f"{name}=0.3")
+        assert [type(objective) for objective in s.objectives] == [kind] and s.identity()[name] == 0.3
+    s = settings_of("teacher=5M", "d_latent_pca=0.1", "latent_side=student", "pca_batches=3")
+    assert [objective.name for objective in s.objectives] == ["distillation", "d_latent_pca"]
+    assert s.objectives[1].fit_batches == 3 and s.identity()["latent_side"] == "student"
 
 
 def test_numbers_with_underscores() -> None:
@@ -167,22 +184,26 @@ def test_evaluation_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "d_coef", "steps", "teacher"),
+    ("name", "exp_name", "d_coef", "steps", "teacher", "batch_size"),
     [
-        ("paper_200k", 0.4, 200_000, "317M"),
-        ("paper_best", 0.45, 1_000_000, "317M"),
-        ("paper_scratch", 0.0, 1_000_000, "none"),
+        ("paper_best", "paper_best", 0.45, 1_000_000, "317M", 256),
+        ("table1/scratch", "full/scratch", 0.0, 200_000, "none", 256),
+        ("table1/reward_0.25", "full/reward_0.25", 0.25, 200_000, "317M", 256),
+        ("table2/scratch_1024_337k", "full/scratch_large_batch_middle", 0.0, 337_000, "none", 1024),
+        ("table3/small_teacher", "full/reward_0.40_small_teacher", 0.4, 200_000, "48M", 256),
+        ("figure3/distilled_long", "full/reward_0.45_long", 0.45, 1_000_000, "317M", 256),
+        ("controls/dataset_0.40", "full/dataset_0.40", 0.4, 200_000, "dataset", 256),
     ],
 )
-def test_experiments(name: str, d_coef: float, steps: int, teacher: str) -> None:
+def test_experiments(name: str, exp_name: str, d_coef: float, steps: int, teacher: str, batch_size: int) -> None:
     s = settings_of("task=quickstart", "model=5M", f"experiment={name}")
     assert s.task_set.tasks == QUICKSTART and s.dims.latent_dim == 512, "the command line beats the experiment"
     s = settings_of(f"experiment={name}")
     assert s.task_set.name == "mt30" and s.dims == model_dims(1, 24, 6, 30)
-    assert (s.weights.d_coef, s.steps, s.teacher_name, s.batch_size) == (d_coef, steps, teacher, 256)
-    assert s.config["exp_name"] == name
+    assert (s.identity()["d_coef"], s.steps, s.teacher_name, s.batch_size) == (d_coef, steps, teacher, batch_size)
+    assert s.config["exp_name"] == exp_name
     beaten = settings_of("steps=10", "teacher=19M", "d_coef=0.2", "exp_name=mine", f"experiment={name}")
-    assert (beaten.steps, beaten.teacher_name, beaten.weights.d_coef) == (10, "19M", 0.2)
+    assert (beaten.steps, beaten.teacher_name, beaten.identity()["d_coef"]) == (10, "19M", 0.2)
     assert beaten.config["exp_name"] == "mine"
 
 

@@ -80,6 +80,11 @@ def golden_batch(figures: Arrays, device: str = "cpu") -> Batch:
     return Batch(**tensors(group(figures, "batch"), device))
 
 
+def with_rewards(batch: Batch, rewards: Tensor | None) -> Batch:
+    """The batch as a teacher of these rewards [B, 1] leaves it; None for no teacher."""
+    return replace(batch, targets={} if rewards is None else {"distillation.reward": rewards})
+
+
 def golden_update_noise(figures: Arrays, device: str = "cpu") -> UpdateNoise:
     return UpdateNoise(**tensors(group(figures, "update"), device))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_fixtures import gammas, golden, golden_batch, golden_update_noise, relative, small_model
+from model_fixtures import gammas, golden, golden_batch, golden_update_noise, relative, small_model, with_rewards
 from run_fixtures import ROOT, TINY, environment, store_path
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution, capabilities
 from tdmpc2.losses import LossWeights
+from tdmpc2.objectives import RewardDistillation
 from tdmpc2.training import UPDATES, Learner, OptimiserSettings, Ranks
 from tdmpc2.training import execution as execution_module
 
@@ -31,15 +32,15 @@ BFLOAT16_TOLERANCE = 0.05
 
 def learner_on(device: str, execution: Execution, seed: int = 3) -> Learner:
     model = small_model(device, dropout=0.1)
-    weights = LossWeights(d_coef=0.4)
-    return Learner(model, gammas(device), weights, OptimiserSettings(), seed, execution)
+    objectives = (RewardDistillation(0.4),)
+    return Learner(model, gammas(device), LossWeights(), OptimiserSettings(), seed, execution, objectives=objectives)
 
 
 def batches(device: str, count: int) -> list[Batch]:
     """Different ones, with a teacher's rewards."""
     batch = golden_batch(golden(), device)
     rewards = torch.linspace(-1, 2, 5, device=device).unsqueeze(1)
-    return [replace(batch, obs=batch.obs * (1 + 0.1 * n), teacher_reward=rewards + n) for n in range(count)]
+    return [with_rewards(replace(batch, obs=batch.obs * (1 + 0.1 * n)), rewards + n) for n in range(count)]
 
 
 def run(learner: Learner, given: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -107,7 +108,7 @@ def test_a_captured_learner_continues_from_its_state() -> None:
 def test_bfloat16_products_stay_near(device: str) -> None:
     figures = golden()
     batch, noise = golden_batch(figures, device), golden_update_noise(figures, device)
-    batch = replace(batch, teacher_reward=torch.linspace(-1, 2, 5, device=device).unsqueeze(1))
+    batch = with_rewards(batch, torch.linspace(-1, 2, 5, device=device).unsqueeze(1))
     exact = learner_on(device, Execution()).update(batch, noise)
     learner = learner_on(device, Execution(precision="bfloat16"))
     rounded = learner.update(batch, noise)

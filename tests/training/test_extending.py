@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import torch
+from model_fixtures import with_rewards
 from run_fixtures import DUO, tiny_config, tiny_settings
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import WorldModel
-from tdmpc2.objectives import Objective, RewardDistillation, Rollout
+from tdmpc2.objectives import Knowledge, Objective, RewardDistillation, Rollout
 from tdmpc2.reporting.sinks import read_metrics
 from tdmpc2.settings.convert import train_settings
 from tdmpc2.training import Learner, OptimiserSettings, Ranks
@@ -27,12 +29,14 @@ from tdmpc2.training.student import new_student
 from tdmpc2.training.trainer import run_updates
 
 
-@dataclass(frozen=True)
-class LargeRewards:
+@dataclass(frozen=True, eq=False)
+class LargeRewards(Objective):
     """A new objective: the student's rewards of all steps should be large."""
 
-    coef: float
-    name: str = "large_rewards"
+    name: ClassVar[str] = "large_rewards"
+
+    def ask(self, teacher: Knowledge) -> dict[str, Tensor]:
+        return {}
 
     def has_target(self, batch: Batch) -> bool:
         return True
@@ -55,7 +59,7 @@ def test_a_new_objective_is_one_class(tmp_path: Path) -> None:
     assert "large_rewards_loss" not in metrics and "distillation_loss" not in metrics
     for coef in (0.0, 1.0):
         learner, batch = learner_with(tmp_path, RewardDistillation(0.4), LargeRewards(coef))
-        found = learner.update(replace(batch, teacher_reward=torch.ones(8, 1)))
+        found = learner.update(with_rewards(batch, torch.ones(8, 1)))
         assert found["distillation_loss"] > 0
         expected = found["original_loss"] + 0.4 * found["distillation_loss"] + coef * found["large_rewards_loss"]
         torch.testing.assert_close(found["total_loss"], expected)
