@@ -1,58 +1,44 @@
-"""The whole path on a small embedded problem: `make quickstart` (about 10 minutes on 2 cores).
+"""The whole path on a small embedded problem: `make quickstart` (at most 10 minutes on 2 quiet cores).
 
-Data from the real simulator, a student from scratch and one distilled from the bundled teacher at the same budget,
-FP16, and all of them evaluated side by side. Writes results/quickstart/ (report.md, report.json, two plots).
+Data from the real simulator; three students at the same budget by the ordinary program (`tdmpc2/train.py`): from
+scratch, by the papers' reward distillation, and by the teacher's values and policy prior; FP16; and all of them
+evaluated side by side, planned and by the prior alone. Writes results/quickstart/ (report.md, report.json, two plots).
+Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import shutil
+import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from tdmpc2.agent import Agent, load_agent, resolve_device
-from tdmpc2.checkpointing import checkpoint_metadata, load_model, read_checkpoint, save_checkpoint
-from tdmpc2.data.importing import open_or_create, summary
-from tdmpc2.data.store import EpisodeStore
-from tdmpc2.distillation import Teacher, load_teacher
-from tdmpc2.envs import EnvPool
-from tdmpc2.errors import UserError
+from tdmpc2.checkpointing import read_checkpoint
+from tdmpc2.embedded import ROOT, TEACHER, embedded_store
+from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.comparison import compare, comparison_text
-from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
-from tdmpc2.evaluation.runner import EvaluationSettings, default_workers, envs_at_a_time, evaluate, evaluate_to_files
-from tdmpc2.model import model_dims
-from tdmpc2.objectives import RewardDistillation
+from tdmpc2.evaluation.results import EvaluationResult, finite_or_null, load_json
+from tdmpc2.evaluation.runner import EvaluationSettings, evaluate_to_files
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.programs.arguments import ProgramParser
-from tdmpc2.quantisation import quantise, without_target
-from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.reporting.plots import learning_curves, score_bars
-from tdmpc2.reporting.progress import Progress
-from tdmpc2.reporting.report import AgentScores, Report, scores_table
+from tdmpc2.reporting.report import Report
 from tdmpc2.reporting.sinks import metric_series, read_metrics
-from tdmpc2.rollout import AgentController, Controller, RandomController
-from tdmpc2.rollout.collecting import collect
-from tdmpc2.tasks import TaskSet
-from tdmpc2.training import TrainSettings, train
+from tdmpc2.reporting.tables import Style, format_table
 
-ROOT = Path(__file__).resolve().parents[2]
-TEACHER = ROOT / "checkpoints" / "quickstart_teacher.safetensors"
 PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
-# (name, episodes of each task, std of the noise): a range of skill, as replay buffers of the published data have.
-COLLECTIONS: tuple[tuple[str, int, float], ...] = (
-    ("oscillate", 8, 0.1),
-    ("teacher prior", 6, 0.6),
-    ("teacher prior", 6, 0.3),
-    ("teacher prior", 4, 0.1),
-)
-FACTS = ("parameters", "file (MiB)")
-"""What the report's table says of an agent itself."""
+"""As planner=small, which scale=cpu has."""
+SCRATCH, REWARDS, VALUES, HALF = "scratch", "rewards", "values, prior", "values, prior, FP16"
+ROWS = {SCRATCH: "objectives/scratch", REWARDS: "objectives/reward_0.40", VALUES: "objectives/value_policy"}
+"""The students, and the experiment that trains each."""
 
 
 @dataclass(frozen=True)
@@ -66,133 +52,205 @@ class Plan:
     seed: int
 
 
-def prepare_data(folder: Path, teacher: Agent, seed: int) -> EpisodeStore:
-    """The store at `folder`, with whatever collections it does not hold yet."""
-    tasks = teacher.task_set
-    made_by = hashlib.sha256(TEACHER.read_bytes()).hexdigest()[:12]
-    folder = folder / f"seed{seed}-{made_by}"  # another seed or teacher has data of its own
-    store = open_or_create(folder, tasks, notes="made by scripts/quickstart.py")
-    for behaviour, episodes, noise in COLLECTIONS:
-        source = f"{behaviour}, noise {noise}, {episodes} episodes a task, seed {seed}, teacher {made_by}"
-        if any(segment.source == source for segment in store.segments):
-            continue
+@dataclass(frozen=True)
+class Scored:
+    """One agent's row: its file, and its evaluations on the same episodes; None where the prior was not evaluated."""
 
-        def controller(slots: int, behaviour: str = behaviour, noise: float = noise) -> Controller:
-            if behaviour == "oscillate":
-                return RandomController(tasks, slots, oscillate=True, noise=noise)
-            return AgentController(teacher, slots, mpc=False, noise=noise)
-
-        def pool(jobs: int) -> EnvPool:
-            return EnvPool(tasks, num_envs=envs_at_a_time(jobs, None, teacher.device), num_workers=default_workers())
-
-        with Progress(episodes * sum(tasks.episode_steps), f"data: {behaviour}, noise {noise}", "decisions") as bar:
-            collect(store, tasks.tasks, episodes, controller, pool, seed=seed, source=source, on_decisions=bar.update)
-    print(summary(store))
-    return store
+    checkpoint: Path
+    planned: EvaluationResult
+    prior: EvaluationResult | None
 
 
-def prior_evaluation(plan: Plan) -> EvaluationSettings:
-    """Of the learning curves: the prior alone, greedily, cheap enough to look often. The final scores are planned."""
-    return EvaluationSettings(episodes=2, seed=plan.seed + 1, mpc=False, greedy=True, num_workers=0)
+# -- training --------------------------------------------------------------------------------------------------------
 
 
-def train_student(
-    name: str, folder: Path, data: Path, tasks: TaskSet, plan: Plan, device: torch.device, teacher: Teacher | None
-) -> tuple[Path, list[tuple[int, float]], float]:
-    """Trains one student: its checkpoint, its learning curve (score of the policy prior), updates a second."""
-    objectives = () if teacher is None else (RewardDistillation(plan.d_coef),)
-    settings = TrainSettings(
-        run_dir=folder / name,
-        task_set=tasks,
-        dims=model_dims(1, tasks.obs_dim, tasks.action_dim, len(tasks)),
-        data_dir=data,
-        steps=plan.steps,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
-        objectives=objectives,
-        device=device,
-        teacher_name="none" if teacher is None else TEACHER.stem,
-        log_freq=max(1, plan.steps // 20),
-        eval_freq=max(1, plan.steps // 8),
-        state_freq=max(1, plan.steps // 4),
-        evaluation=prior_evaluation(plan),
-        planner=PLANNER,
-        logging=LoggingSettings(),
-        config={
-            "made_by": "scripts/quickstart.py",
-            "student": name,
-            **asdict(plan),
-            "d_coef": 0.0 if teacher is None else plan.d_coef,
-        },
+def command(label: str, folder: Path, data: Path, plan: Plan, device: torch.device) -> list[str]:
+    """The ordinary training command of a student."""
+    keys = {
+        "experiment": ROWS[label],
+        "scale": "cpu",
+        "steps": plan.steps,
+        "batch_size": plan.batch_size,
+        "seed": plan.seed,
+        "device": device,
+        "data_dir": data,
+        "make_data": "false",
+        "final_episodes": plan.episodes,
+        "eval_freq": max(1, plan.steps // 8),
+        "eval_episodes": 2,
+        "mpc": "false",
+        "log_freq": max(1, plan.steps // 20),
+        "num_workers": 0,
+        "resume": "auto",
+        "logging.console": "false",
+        "hydra.run.dir": folder,
+    }
+    keys |= {"d_coef": plan.d_coef} if label == REWARDS else {}
+    keys |= {"evaluate_schemes": "[fp16]"} if label == VALUES else {}
+    return [sys.executable, str(ROOT / "tdmpc2" / "train.py"), *(f"{key}={value}" for key, value in keys.items())]
+
+
+def train_students(folders: Mapping[str, Path], data: Path, plan: Plan, device: torch.device) -> None:
+    """Trains and evaluates every student that is not done: on a CPU one for each core at a time, of one thread each.
+
+    Raises:
+        UserError: when one fails, with what it said.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_a_time = min(cores, len(folders)) if device.type == "cpu" else 1
+    threads = {"OMP_NUM_THREADS": "1"} if at_a_time > 1 else {}
+    waiting, running = list(folders), dict[str, subprocess.Popen[str]]()
+    print(f"training {', '.join(folders)}: {plan.steps} updates of batch {plan.batch_size}, {at_a_time} at a time")
+    told = began = time.perf_counter()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                label = waiting.pop(0)
+                folders[label].mkdir(parents=True, exist_ok=True)
+                log = (folders[label] / "quickstart.log").open("w")
+                running[label] = subprocess.Popen(
+                    command(label, folders[label], data, plan, device),
+                    env={**os.environ, **threads},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                log.close()
+            time.sleep(0.5)
+            for label in [label for label, process in running.items() if process.poll() is not None]:
+                _check(label, running.pop(label).returncode, folders[label])
+                print(f"  {label}: done after {time.perf_counter() - began:.0f} s", flush=True)
+            if time.perf_counter() - told > 20:
+                told = time.perf_counter()
+                print(f"  {', '.join(f'{label} {_stage(folders[label], plan)}' for label in running)}", flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()  # it writes its state; the same command goes on from there
+        for process in running.values():
+            process.wait()
+
+
+def _stage(folder: Path, plan: Plan) -> str:
+    with contextlib.suppress(UserError, OSError):
+        steps = [int(row["step"]) for row in read_metrics(folder)]
+        if steps and max(steps) < plan.steps:
+            return f"{max(steps)}/{plan.steps}"
+        return "evaluating" if steps else "starting"
+    return "starting"
+
+
+def _check(label: str, code: int, folder: Path) -> None:
+    if code == 0:
+        return
+    said = (folder / "quickstart.log").read_text(errors="replace").strip().splitlines()
+    raise UserError(
+        f"{label}: its training ended with status {code}: "
+        f"{printable(said[-1].removeprefix('error: ') if said else 'nothing was said', 500)}"
     )
-    print(f"\ntraining: {name}, {plan.steps} updates of batch {plan.batch_size}")
-    result = train(settings, teacher)
-    if result.checkpoint is None:
-        raise UserError("interrupted; run `make quickstart` again to start the students anew (the data is kept).")
-    curve = metric_series(read_metrics(settings.run_dir), "normalised_score", "eval")
-    return result.checkpoint, curve, result.updates_per_second
 
 
-def cast_to_half(checkpoint: Path, target: Path) -> int:
-    """Writes the FP16 student without target Q, as deployed; returns its size in bytes."""
-    model, tasks, source = load_model(checkpoint)
-    quantised = quantise(without_target(model.state_dict()), "fp16")
-    metadata = replace(checkpoint_metadata(source, tasks), scheme="fp16", normalised_score=None)
-    return save_checkpoint(target, quantised.tensors, metadata)
+# -- what came out ---------------------------------------------------------------------------------------------------
+
+
+def student_results(folder: Path) -> Scored:
+    """What a training run leaves in its folder."""
+    final = folder / "checkpoints" / "final.safetensors"
+    return Scored(final, load_json(folder / "evaluation.json"), load_json(folder / "evaluation-prior.json"))
+
+
+def half_results(folder: Path) -> Scored:
+    """Likewise, of the student cast to FP16."""
+    return Scored(folder / "checkpoints" / "final-fp16.safetensors", load_json(folder / "evaluation-fp16.json"), None)
+
+
+def teacher_results(teacher: Agent, plan: Plan, folder: Path) -> Scored:
+    """The teacher on the students' episodes."""
+    planned, prior = (
+        evaluate_to_files(
+            teacher,
+            EvaluationSettings(episodes=plan.episodes, seed=plan.seed, mpc=mpc),
+            label=label,
+            configuration={"planner": asdict(PLANNER), "mpc": mpc},
+            folder=folder,
+        )
+        for label, mpc in (("teacher", True), ("teacher-prior", False))
+    )
+    return Scored(TEACHER, planned, prior)
 
 
 def facts_of(checkpoint: Path) -> tuple[str, str]:
-    """The cells under `FACTS`: numbers without target Q, and the size of the file."""
+    """Numbers of a model without target Q, and the size of its file in MiB."""
     tensors = read_checkpoint(checkpoint).tensors
     count = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("target"))
     return f"{count:,}", f"{checkpoint.stat().st_size / 2**20:.2f}"
 
 
-def agent_scores(result: EvaluationResult, facts: Sequence[str]) -> AgentScores:
+def agents_table(agents: Mapping[str, Scored], style: Style = "plain") -> str:
+    """A row an agent: its size, mean returns by task and the score with its interval, planned; the prior's score."""
+    tasks = next(iter(agents.values())).planned.tasks
+    rows = []
+    for label, agent in agents.items():
+        means = [f"{sum(values) / len(values):.0f}" for values in agent.planned.returns().values()]
+        row = [label, *facts_of(agent.checkpoint), *means, *_score(agent.planned)]
+        rows.append([*row, *(_score(agent.prior) if agent.prior is not None else ("-", "-"))])
+    sized = ("parameters", "file (MiB)")
+    headers = ["agent", *sized, *tasks, "planned", "95% interval", "prior alone", "95% interval"]
+    return format_table(headers, rows, style=style)
+
+
+def _score(result: EvaluationResult) -> tuple[str, str]:
     score = result.score()
-    interval = None if score.interval is None else (score.interval.low, score.interval.high)
-    means = {task: sum(returns) / len(returns) for task, returns in result.returns().items()}
-    return AgentScores(result.label, facts, means, score.value, interval)
+    span = "-" if score.interval is None else f"{score.interval.low:.1f} to {score.interval.high:.1f}"
+    return f"{score.value:.1f}", span
 
 
 def write_report(
     folder: Path,
     plan: Plan,
     device: torch.device,
-    results: Mapping[str, EvaluationResult],
-    facts: Mapping[str, Sequence[str]],
+    agents: Mapping[str, Scored],
     curves: Mapping[str, Sequence[tuple[int, float]]],
-    teacher_prior: float,
     minutes: float,
 ) -> str:
-    """Writes the plots, report.md and report.json; returns the table that is printed too."""
-    agents = [agent_scores(result, facts[label]) for label, result in results.items()]
-    comparison = compare(results["scratch"], results["distilled"])
-    first = next(iter(results.values()))
+    """Writes the plots, report.md and report.json; returns what is printed too."""
+    first = agents[SCRATCH].planned
+    comparisons = {label: compare(first, agents[label].planned) for label in (REWARDS, VALUES)}
+    teacher_prior = agents["teacher"].prior
+    assert teacher_prior is not None
     learning_curves(
         curves,
         folder / "learning_curve.png",
         "Normalised score of the policy prior while training",
         "normalised score (0 to 100)",
-        hlines={"teacher": teacher_prior},
+        hlines={"teacher": teacher_prior.score().value},
     )
-    score_bars(
-        {agent.label: agent.bar for agent in agents},
-        folder / "scores.png",
-        "Quickstart: normalised score with planning",
-    )
+    bars = {}
+    for label, agent in agents.items():
+        for way, result in (("planned", agent.planned), ("prior alone", agent.prior)):
+            if result is not None:
+                score = result.score()
+                span = (None, None) if score.interval is None else (score.interval.low, score.interval.high)
+                bars[f"{label}, {way}"] = (score.value, *span)
+    score_bars(bars, folder / "scores.png", "Quickstart: normalised score")
     report = Report("Quickstart report")
     report.paragraph(
         f"{len(first.tasks)} tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M "
-        f"size, {plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data; the distilled "
-        f"one with d_coef {plan.d_coef}. Planner: {PLANNER.num_samples} samples, {PLANNER.iterations} iterations, "
-        f"horizon {PLANNER.horizon} (the papers use 512 samples and 6 iterations), exploration noise on."
+        f"size, {plan.steps} updates of batch {plan.batch_size}, seed {plan.seed}, from the same data, the same first "
+        f"weights and the same order of batches: from scratch; by the papers' reward distillation (d_coef "
+        f"{plan.d_coef}); by the teacher's values (d_value 0.1) and policy prior (d_policy 1). Planner: "
+        f"{PLANNER.num_samples} samples, {PLANNER.iterations} iterations, horizon {PLANNER.horizon} (the papers use "
+        "512 samples and 6 iterations), exploration noise on."
     )
-    report.paragraph(scores_table(agents, FACTS, style="markdown"))
-    report.paragraph("Columns of tasks are mean episode returns (0 to 1000); the score is their mean divided by 10.")
-    report.heading("Distilled against scratch, episode by episode")
-    report.paragraph(comparison_text(comparison, style="markdown"))
-    report.paragraph("One training run each: the interval says nothing about other training seeds.")
+    report.paragraph(agents_table(agents, style="markdown"))
+    report.paragraph(
+        "Columns of tasks are mean episode returns with planning (0 to 1000); a score is their mean divided by 10. The "
+        "prior alone is one forward pass a decision, where planning takes thousands."
+    )
+    for label, comparison in comparisons.items():
+        report.heading(f"{label} against scratch, planned, episode by episode")
+        report.paragraph(comparison_text(comparison, style="markdown"))
+    report.paragraph("One training run each: the intervals say nothing about other training seeds.")
     report.plot("learning_curve.png", "learning curves")
     report.plot("scores.png", "scores")
     versions = ", ".join(f"{package} {version}" for package, version in first.versions.items())
@@ -202,19 +260,25 @@ def write_report(
     figures = {
         "plan": asdict(plan),
         "planner": asdict(PLANNER),
-        "scores": {agent.label: agent.to_json() for agent in agents},
-        "returns": {label: result.returns() for label, result in results.items()},
-        "distilled_minus_scratch": comparison.to_json(),
+        "scores": {
+            label: {
+                way: None if result is None else asdict(result.score())
+                for way, result in (("planned", agent.planned), ("prior", agent.prior))
+            }
+            for label, agent in agents.items()
+        },
+        "returns": {label: agent.planned.returns() for label, agent in agents.items()},
+        "against_scratch": {label: comparison.to_json() for label, comparison in comparisons.items()},
         "learning_curves": curves,
         "minutes": minutes,
         "machine": asdict(first.machine),
         "versions": dict(first.versions),
     }
     report.write(folder, finite_or_null(figures))
-    return f"{scores_table(agents, FACTS)}\n\n{comparison_text(comparison)}"
+    return agents_table(agents)
 
 
-INTERRUPTED = "interrupted; the data collected so far is kept"
+INTERRUPTED = "interrupted; the same command goes on from here"
 
 
 def main() -> None:
@@ -222,51 +286,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600, help="updates of each student (1600)")
     parser.add_argument("--batch-size", type=int, default=128, help="slices in a batch (128)")
     parser.add_argument("--episodes", type=int, default=2, help="evaluation episodes of each task (2)")
-    parser.add_argument("--d-coef", type=float, default=0.4, help="weight of the distillation loss (0.4)")
+    parser.add_argument("--d-coef", type=float, default=0.4, help="weight of the papers' distillation loss (0.4)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "quickstart")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "quickstart")
     a = parser.parse_args()
     plan = Plan(a.steps, a.batch_size, a.episodes, a.d_coef, a.seed)
-    final = EvaluationSettings(episodes=plan.episodes, seed=plan.seed)
+    EvaluationSettings(episodes=plan.episodes, seed=plan.seed)  # checks them
     if plan.steps < 1 or plan.batch_size < 1:
         raise UserError("--steps and --batch-size must be at least 1.")
     started = time.perf_counter()
     device = resolve_device(a.device)
     torch.set_float32_matmul_precision("highest")
-
     teacher = load_agent(TEACHER, device=device, planner=PLANNER)
-    tasks = teacher.task_set
     print(f"teacher: {TEACHER.name}, {read_checkpoint(TEACHER).describe()}; device {device}")
-    data = prepare_data(a.data, teacher, plan.seed).path
-
-    teacher_prior = evaluate(teacher, prior_evaluation(plan), label="teacher prior").score().value
-
-    runs = a.out / "runs"
-    shutil.rmtree(runs, ignore_errors=True)  # of an earlier quickstart
-    frozen = load_teacher(TEACHER, tasks, device=device)
-    scratch, scratch_curve, _ = train_student("scratch", runs, data, tasks, plan, device, None)
-    distilled, distilled_curve, rate = train_student("distilled", runs, data, tasks, plan, device, frozen)
-    half = a.out / "student-fp16.safetensors"
-    size = cast_to_half(distilled, half)
-    print(f"\n{rate:.1f} distillation updates a second; FP16 student: {size / 2**20:.2f} MiB\n")
-
-    half_precision = "float16" if device.type == "cuda" else "float32"
-    agents: dict[str, tuple[Path, str]] = {
-        "teacher": (TEACHER, "float32"),
-        "scratch": (scratch, "float32"),
-        "distilled": (distilled, "float32"),
-        "distilled FP16": (half, half_precision),
+    data = embedded_store(a.data.resolve(), teacher.task_set).path
+    budget = f"{plan.steps}x{plan.batch_size}-d{plan.d_coef:g}-seed{plan.seed}"
+    runs = (a.out / "runs" / budget).resolve()
+    folders = {label: runs / row.rpartition("/")[2] for label, row in ROWS.items()}
+    train_students(folders, data, plan, device)
+    agents = {"teacher": teacher_results(teacher, plan, a.out)}
+    agents |= {label: student_results(folder) for label, folder in folders.items()}
+    agents[HALF] = half_results(folders[VALUES])
+    curves = {
+        label: metric_series(read_metrics(folder), "normalised_score", "eval") for label, folder in folders.items()
     }
-    results, facts = {}, {}
-    for label, (checkpoint, precision) in agents.items():
-        agent = load_agent(checkpoint, device=device, planner=PLANNER, precision=precision)
-        configuration = {"planner": asdict(PLANNER)}
-        results[label] = evaluate_to_files(agent, final, label=label, configuration=configuration, folder=a.out)
-        facts[label] = facts_of(checkpoint)
     minutes = (time.perf_counter() - started) / 60
-    curves = {"scratch": scratch_curve, "distilled": distilled_curve}
     print()
-    print(write_report(a.out, plan, device, results, facts, curves, teacher_prior, minutes))
+    print(write_report(a.out, plan, device, agents, curves, minutes))
     print(f"\n{minutes:.1f} minutes; report, plots and JSON in {a.out}/")

@@ -244,6 +244,12 @@ class RunKeys:
         unit="true or false",
         source=THIS_PROJECT,
     )
+    mpc: bool = key_of(
+        EvaluationSettings,
+        "mpc",
+        text="whether evaluations between updates plan; false: the policy prior alone acts, at a hundredth of the cost",
+        names_run=False,
+    )
     compile: bool = key_of(
         Execution,
         "compile",
