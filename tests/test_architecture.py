@@ -28,7 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("distillation", "rollout"),
     ("evaluation",),
     ("training", "embedded"),
-    ("export",),
+    ("export", "study"),
     ("settings",),
     ("programs",),
     ("launch",),

@@ -14,16 +14,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_bytes, atomic_write_text, write_error
+from tdmpc2.reporting.charts import Mark, Point, interval_chart, line_chart
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.reporting.plots import SizedScore, _spread, learning_curves, score_bars, score_by_size, task_bars
 from tdmpc2.reporting.progress import Progress, duration
-from tdmpc2.reporting.report import AgentScores, Report, scores_table
+from tdmpc2.reporting.report import Report
 from tdmpc2.reporting.sinks import ConsoleSink, TensorBoardSink, WandbSink, metric_series, read_metrics
 from tdmpc2.reporting.tables import format_table
 
@@ -485,22 +487,16 @@ def test_labels_are_spread_as_little_as_needed() -> None:
 # Reports
 
 
-def agent(label: str, **changes: object) -> AgentScores:
-    values = {"facts": ("1.40",), "returns": {"cup-spin": 700.4, "fish-swim": 99.6}, "score": 40.0, "interval": None}
-    return AgentScores(label, **(values | changes))  # type: ignore[arg-type]
-
-
 def test_a_report_is_written_in_order(tmp_path: Path) -> None:
     report = Report("Title")
     report.paragraph("First.")
     report.heading("Then")
     report.plot("scores.png", "scores")
     assert names(tmp_path) == []
-    report.write(tmp_path / "new", {"scores": agent("a", interval=(39.0, 41.0)).to_json()})
+    report.write(tmp_path / "new", {"scores": 40.0})
     assert names(tmp_path / "new") == ["report.json", "report.md"]
     assert (tmp_path / "new" / "report.md").read_text() == "# Title\n\nFirst.\n\n## Then\n\n![scores](scores.png)\n"
-    written = json.loads((tmp_path / "new" / "report.json").read_text())
-    assert written == {"scores": {"value": 40.0, "interval": {"low": 39.0, "high": 41.0}}}
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == {"scores": 40.0}
 
 
 def test_a_report_refuses_what_json_cannot_say(tmp_path: Path) -> None:
@@ -509,13 +505,59 @@ def test_a_report_refuses_what_json_cannot_say(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_table_of_agents() -> None:
-    rows = scores_table([agent("a"), agent("b", interval=(39.04, 41.0))], ["file (MiB)"]).split("\n")
-    assert rows[0].split("  ") == ["agent", "file (MiB)", "cup-spin", "fish-swim", "score", "95% interval"]
-    assert rows[2].split() == ["a", "1.40", "700", "100", "40.0", "-"]
-    assert rows[3].split() == ["b", "1.40", "700", "100", "40.0", "39.0", "to", "41.0"]
-    assert agent("a").bar == (40.0, None, None) and agent("a", interval=(1.0, 2.0)).bar == (40.0, 1.0, 2.0)
-    with pytest.raises(ValueError, match="b has tasks"):
-        scores_table([agent("a"), agent("b", returns={"cup-spin": 1.0})], ["file (MiB)"])
-    with pytest.raises(ValueError, match="no agents"):
-        scores_table([], [])
+VOID = ("meta", "img", "br")
+
+
+class Outline(HTMLParser):
+    """Tags that are open, ids, and everything that a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "xlink:href"):
+                self.references.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_whole_in_itself(tmp_path: Path) -> None:
+    report = Report('Runs of <b>& "others"')
+    report.paragraph("One | two\nthree")
+    report.table(["arm", "score"], [["<script>alert(1)</script>", "1.0"], ["a|b", "2.0"]])
+    marks = [Mark("a", 1.0, 0.5, 1.5, 2.0), Mark("<none>", None)]
+    report.chart("first", interval_chart(marks, "first", "Scores", "points", zero=True), "Scores")
+    series = {f"line {n}": [Point(0, n), Point(1, n + 1, n, n + 2)] for n in range(9)}
+    report.chart("second", line_chart(series, "second", "Lines", "updates", "score"), "Lines")
+    report.points(["one", "two"])
+    path = report.write_page(tmp_path)
+    text = path.read_text()
+    outline = Outline()
+    outline.feed(text)
+    assert outline.open == [] and len(set(outline.ids)) == len(outline.ids) > 20
+    assert all(reference.startswith("#") for reference in outline.references), outline.references
+    assert {reference[1:] for reference in outline.references} <= {*outline.ids}
+    assert "<script>" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<p>One | two three</p>" in text
+    assert "missing" in text and "missing" not in interval_chart(marks[:1], "x", "t", "u")
+    report.write(tmp_path, {})
+    assert names(tmp_path) == ["first.svg", "report.html", "report.json", "report.md", "second.svg"]
+    markdown = (tmp_path / "report.md").read_text()
+    assert "![Lines](second.svg)" in markdown and r"| a\|b" in markdown and "- one\n- two" in markdown
+    assert (tmp_path / "second.svg").read_text().startswith("<svg")
+    again = line_chart(series, "second", "Lines", "updates", "score")
+    assert again == (tmp_path / "second.svg").read_text(), "the same figures give the same chart"

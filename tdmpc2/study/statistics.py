@@ -1,0 +1,131 @@
+"""Scores of arms over seeds and tasks, and differences paired by seed. The resampling is scipy's.
+
+A run's score on a task is its mean episode return over 10, so 0 to 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from tdmpc2.evaluation.results import EvaluationResult
+from tdmpc2.evaluation.scores import DRAWS, LEVEL, RETURN_TO_SCORE, Interval, paired_difference, score_with_interval
+
+Over = Literal["seeds and tasks", "seeds", "episodes", "nothing"]
+"""What an interval says something about."""
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """An arm's score.
+
+    Attributes:
+        mean: over tasks and seeds.
+        iqm: interquartile mean over all (task, seed).
+        interval: 95%.
+        over: what the interval is over: seeds within each task (a stratified bootstrap), or for one seed its episodes.
+        seeds: of the runs.
+        tasks: mean score by task.
+    """
+
+    mean: float
+    iqm: float
+    interval: Interval | None
+    over: Over
+    seeds: tuple[int, ...]
+    tasks: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ArmDifference:
+    """One arm minus another, on the seeds that both have.
+
+    Attributes:
+        mean: of the differences of the seeds' scores.
+        interval: 95%, Student's t over the seeds, which is wide for few; for one seed a bootstrap over its episodes.
+        over: what the interval is over.
+        seeds: that both have.
+        each: the difference by seed.
+        tasks: mean difference by task, with an interval likewise.
+    """
+
+    mean: float
+    interval: Interval | None
+    over: Over
+    seeds: tuple[int, ...]
+    each: tuple[float, ...]
+    tasks: Mapping[str, tuple[float, Interval | None]]
+
+
+def arm_score(runs: Mapping[int, EvaluationResult]) -> ArmScore | None:
+    """Of the evaluations by seed, on the tasks that all have; None without any."""
+    if not runs:
+        return None
+    tasks, seeds = _common(runs.values()), tuple(sorted(runs))
+    values = np.array([[_task_score(runs[seed], task) for seed in seeds] for task in tasks])  # [tasks, seeds]
+    mean, iqm = float(values.mean()), float(stats.trim_mean(values.ravel(), 0.25))
+    interval: Interval | None
+    if len(seeds) == 1:
+        interval = score_with_interval(runs[seeds[0]].returns()).interval
+        over: Over = "episodes" if interval is not None else "nothing"
+    elif not np.ptp(values, axis=1).any():
+        interval, over = Interval(mean, mean), "seeds and tasks"
+    else:
+
+        def mean_over_tasks(*strata: NDArray[np.float64], axis: int) -> Any:
+            return np.mean([stratum.mean(axis=axis) for stratum in strata], axis=0)
+
+        found = stats.bootstrap(
+            tuple(values), mean_over_tasks, n_resamples=DRAWS, confidence_level=LEVEL, method="percentile", rng=0
+        ).confidence_interval
+        interval, over = Interval(float(found.low), float(found.high)), "seeds and tasks"
+    return ArmScore(mean, iqm, interval, over, seeds, dict(zip(tasks, values.mean(axis=1).tolist(), strict=True)))
+
+
+def arm_difference(
+    first: Mapping[int, EvaluationResult], second: Mapping[int, EvaluationResult]
+) -> ArmDifference | None:
+    """Second minus first, paired by seed: same data order, first weights and episodes; None without a common seed."""
+    seeds = tuple(sorted(first.keys() & second.keys()))
+    if not seeds:
+        return None
+    tasks = _common([first[seed] for seed in seeds] + [second[seed] for seed in seeds])
+    values = np.array(
+        [[_task_score(second[seed], t) - _task_score(first[seed], t) for seed in seeds] for t in tasks]
+    )  # [tasks, seeds]
+    each = values.mean(axis=0)
+    by_task: dict[str, tuple[float, Interval | None]] = {}
+    if len(seeds) == 1:
+        paired = paired_difference(first[seeds[0]].returns_by_key(), second[seeds[0]].returns_by_key())
+        interval = paired.interval if paired.over == "episodes" else None
+        for task, difference in paired.tasks.items():
+            span = difference.interval
+            scaled = None if span is None else Interval(span.low * RETURN_TO_SCORE, span.high * RETURN_TO_SCORE)
+            by_task[task] = (difference.difference * RETURN_TO_SCORE, scaled)
+        over: Over = "episodes" if interval is not None else "nothing"
+    else:
+        interval, over = _students_t(each), "seeds"
+        by_task = {task: (float(row.mean()), _students_t(row)) for task, row in zip(tasks, values, strict=True)}
+    return ArmDifference(float(each.mean()), interval, over, seeds, tuple(each.tolist()), by_task)
+
+
+def _students_t(values: NDArray[np.float64]) -> Interval:
+    if not np.ptp(values):
+        return Interval(float(values[0]), float(values[0]))
+    found = stats.ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return Interval(float(found.low), float(found.high))
+
+
+def _common(results: Any) -> list[str]:
+    """Tasks that all have, in the first's order."""
+    every: Sequence[EvaluationResult] = list(results)
+    return [task for task in every[0].tasks if all(task in result.tasks for result in every)]
+
+
+def _task_score(result: EvaluationResult, task: str) -> float:
+    return float(np.mean(result.returns()[task])) * RETURN_TO_SCORE
