@@ -109,15 +109,15 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ max-width: 62rem; margin: 0 auto; padding: 1rem; background: #fff; color: #111;
+body {{ max-width: 76rem; margin: 0 auto; padding: 1rem; background: #fff; color: #111;
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.6rem; line-height: 1.2; }}
 h2 {{ font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #bbb; }}
 h3 {{ font-size: 1.05rem; margin-top: 1.6rem; }}
 .wide {{ overflow-x: auto; margin: 1rem 0; }}
-table {{ border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
-th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
+table {{ border-collapse: collapse; font-size: 0.84rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
+th, td {{ padding: 0.25rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 7rem; }}
 th {{ border-bottom: 2px solid #555; vertical-align: bottom; }}
 figure {{ margin: 1rem 0; overflow-x: auto; }}
 figure svg, figure img {{ max-width: 100%; height: auto; }}

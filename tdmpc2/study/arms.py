@@ -72,7 +72,10 @@ TABLES: tuple[StudyTable, ...] = (
         "table3",
         "Table 3: the teacher's size",
         "table3",
-        (Row("317M teacher", DISTILLED, 17.85), Row("48M teacher", "reward_0.40_small_teacher", 13.61)),
+        (
+            Row("larger teacher (317M)", DISTILLED, 17.85),
+            Row("smaller teacher (48M)", "reward_0.40_small_teacher", 13.61),
+        ),
     ),
     StudyTable(
         "table4",

@@ -123,6 +123,11 @@ class Study:
         done = [run for run in self.runs if ("final", True) in run.evaluations]
         tasks = ", ".join(done[0].tasks) if done else "none evaluated yet"
         report.paragraph(f"{len(done)} of {len(self.runs)} runs here have ended with their evaluation. Tasks: {tasks}.")
+        if self.scale != "full":
+            report.paragraph(
+                "Rows have the papers' names. What stands for their teachers, updates and batches at this scale is in "
+                f"config/scale/{self.scale}.yaml, and the updates and batch of each arm are at the end."
+            )
         self._headline(report)
         for table in TABLES:
             if any(row.arm in self._arms for row in table.rows):

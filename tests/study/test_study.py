@@ -1,0 +1,197 @@
+"""Reports of runs: what is read from folders, the statistics, and what the page says of missing and damaged runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from run_fixtures import ROOT, run_program
+from scipy import stats
+
+from tdmpc2.errors import UserError
+from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine
+from tdmpc2.settings.entry import CONFIG_DIR
+from tdmpc2.study.arms import TABLES
+from tdmpc2.study.page import write_report
+from tdmpc2.study.runs import gather, read_run
+from tdmpc2.study.statistics import arm_difference, arm_score
+
+TASKS = ("cup-spin", "pendulum-spin", "fish-swim")
+
+
+def evaluation(seed: int, means: tuple[float, ...], episodes: int = 2, spread: float = 20.0) -> EvaluationResult:
+    """Returns around the means, apart by `spread`, so that the mean is exact."""
+    offsets = spread * (np.arange(episodes) - (episodes - 1) / 2)
+    held = [
+        EpisodeResult(task, n, seed * 100 + n, mean + float(offsets[n]), 500)
+        for task, mean in zip(TASKS, means, strict=True)
+        for n in range(episodes)
+    ]
+    return EvaluationResult("a run", "mini", TASKS, tuple(held), {}, Machine("a processor", 2, "cpu"), 1.0, 500)
+
+
+def make_run(folder: Path, arm: str, seed: int, score: float | None, scale: str = "cpu", **more: float) -> Path:
+    """A run's folder, with evaluations around `score`; None leaves it unfinished."""
+    path = folder / "mini" / scale / arm / f"seed{seed}"
+    path.mkdir(parents=True)
+    config = {"exp_name": f"{scale}/{arm}", "seed": seed, "steps": 1600, "batch_size": 128, "task": {"name": "mini"}}
+    (path / "config.json").write_text(json.dumps(config))
+    start = {
+        "command": ["train.py", f"experiment=objectives/{arm}", "a b"],
+        "commit": "0123456789abcdef",
+        "dirty": True,
+        "versions": {"torch": "2.13.0"},
+        "machine": {"cpu": "a processor", "cores": 2, "device": "cpu"},
+    }
+    ended = None if score is None else {"updates": 1600, "updates_per_second": 10.0}
+    (path / "run.json").write_text(json.dumps({"format": "tdmpc2-run", "starts": [start], "ended": ended}))
+    if score is not None:
+        means = (10 * score - 100, 10 * score, 10 * score + 100)
+        evaluation(seed, means).save_json(path / "evaluation.json")
+        evaluation(seed, tuple(m / 2 for m in means)).save_json(path / "evaluation-prior.json")
+        for name, other in more.items():
+            evaluation(seed, (10 * other,) * 3).save_json(path / f"evaluation-{name}.json")
+    return path
+
+
+# -- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_s_score_over_seeds() -> None:
+    means = {1: (100.0, 200.0, 300.0), 2: (120.0, 260.0, 280.0), 3: (80.0, 230.0, 320.0)}
+    score = arm_score({seed: evaluation(seed, values) for seed, values in means.items()})
+    assert score is not None and score.seeds == (1, 2, 3) and score.over == "seeds and tasks"
+    values = np.array(list(means.values())) / 10
+    assert score.mean == pytest.approx(values.mean())
+    ordered = np.sort(values.ravel())
+    assert score.iqm == pytest.approx(ordered[2:7].mean()), "a quarter of nine is two, left out at each end"
+    assert score.tasks == pytest.approx({"cup-spin": 10.0, "pendulum-spin": 23.0, "fish-swim": 30.0})
+    # An independent stratified bootstrap: seeds drawn anew within each task.
+    rng = np.random.default_rng(5)
+    drawn = np.stack([values[rng.integers(0, 3, (20_000, 3)), task].mean(1) for task in range(3)]).mean(0)
+    assert score.interval is not None
+    assert score.interval.low == pytest.approx(np.percentile(drawn, 2.5), abs=0.1)
+    assert score.interval.high == pytest.approx(np.percentile(drawn, 97.5), abs=0.1)
+
+
+def test_one_seed_has_an_interval_over_episodes_and_says_so() -> None:
+    score = arm_score({4: evaluation(4, (100.0, 200.0, 300.0))})
+    assert score is not None and score.over == "episodes" and score.interval is not None
+    assert score.interval.low < 20 < score.interval.high
+    single = arm_score({4: evaluation(4, (100.0, 200.0, 300.0), episodes=1)})
+    assert single is not None and single.over == "nothing" and single.interval is None
+    assert arm_score({}) is None
+
+
+def test_differences_are_paired_by_seed() -> None:
+    first = {seed: evaluation(seed, (100.0 * seed, 200.0, 300.0)) for seed in (1, 2, 3)}
+    gains = {1: 30.0, 2: 60.0, 3: 45.0, 4: 900.0}
+    second = {s: evaluation(s, (100.0 * s + gain, 200.0 + gain, 300.0 + gain)) for s, gain in gains.items()}
+    found = arm_difference(first, second)
+    assert found is not None and found.seeds == (1, 2, 3) and found.over == "seeds"
+    assert found.each == pytest.approx((3.0, 6.0, 4.5)) and found.mean == pytest.approx(4.5)
+    half = stats.t.ppf(0.975, 2) * np.std([3, 6, 4.5], ddof=1) / math.sqrt(3)
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx((4.5 - half, 4.5 + half))
+    assert found.tasks["cup-spin"][0] == pytest.approx(4.5)
+    one = arm_difference({1: first[1]}, second)
+    assert one is not None and one.over == "episodes" and one.mean == pytest.approx(3.0)
+    assert arm_difference(first, {9: second[1]}) is None
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "scratch", 3, 20.0, **{"step_00000320": 5.0, "step_00000320-prior": 4.0, "fp16": 19.0})
+    run = read_run(path)
+    assert run is not None and (run.scale, run.arm, run.variant, run.seed) == ("cpu", "scratch", "", 3)
+    assert {*run.evaluations} == {
+        *(("final", True), ("final", False), ("step_00000320", True), ("step_00000320", False), ("fp16", True)),
+    }
+    assert run.evaluations["step_00000320", False].score().value == pytest.approx(4.0)
+    assert run.starts[0].command == "train.py experiment=objectives/scratch 'a b'"
+    assert run.starts[0].commit == "01234567+" and run.updates_per_second == 10.0
+    assert run.series("total_loss") == [] and run.bytes_of(None) is None
+
+
+def test_folders_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none: no such folder; give folders of runs"):
+        gather([tmp_path / "none"])
+    with pytest.raises(UserError, match=r"no runs here \(folders with config\.json\)"):
+        gather([tmp_path])
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    with pytest.raises(UserError, match="no runs here"):
+        gather([tmp_path])
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_study(tmp_path: Path) -> None:
+    scores = {"scratch": 50.0, "reward_0.40": 52.0, "dataset_0.40": 51.0, "value": 60.0, "reward_0.25": 51.5}
+    for arm, score in scores.items():
+        for seed in (1, 2, 3):
+            make_run(tmp_path, arm, seed, score + seed * (1 if arm == "scratch" else 2))
+    for seed in (1, 2):
+        saved = {f"step_{step:08d}{way}": 20.0 + step / 100 for step in (800, 1600) for way in ("", "-prior")}
+        make_run(tmp_path, "reward_0.45_long", seed, 55.0, **saved, fp16=54.5, int4=30.0)
+    make_run(tmp_path, "policy", 1, None)
+    make_run(tmp_path, "own <name>", 1, 10.0)
+    make_run(tmp_path, "scratch", 1, 14.0, scale="gpu")
+    damaged = make_run(tmp_path, "value", 4, 60.0)
+    (damaged / "evaluation.json").write_text("{")
+    out = tmp_path / "out"
+    page = write_report([tmp_path / "mini"], out)
+    assert page == out / "report.html" and "<html" in page.read_text()
+    text = (out / "report.md").read_text()
+    lines = text.splitlines()
+    assert "## mini, scale cpu" in lines and "## mini, scale gpu" in lines, "scales are not mixed"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    by_name = {row[0]: row for row in reversed(rows)}
+    headline = by_name["distilled minus the dataset's own reward in its place, planned"]
+    assert headline[1] == "+1.00" and headline[3:] == ["1, 2, 3", "seeds"]
+    assert by_name["distilled minus scratch, prior alone"][1] == "+2.00"
+    assert by_name["no distillation"][1:3] == ["14.04", "52.00"]
+    assert by_name["d_coef 0.05"] == ["d_coef 0.05", "13.61", "missing", "-", "-", "missing", "-", "-", "none", "-"]
+    assert by_name["values"][-2] == "1, 2, 3 (4 unfinished)"
+    assert by_name["policy prior"][-2] == "1 unfinished"
+    assert by_name["int4 of this project"][2] == "30.00" and by_name["FP16"][1:3] == ["28.45", "54.50"]
+    assert "### Score against d_coef (table 1)" in lines and "### Score against updates (figure 3)" in lines
+    assert "Missing rows: python tdmpc2/train.py -m experiment=table1 scale=cpu seed=1,2,3" in lines
+    assert any(str(damaged / "evaluation.json") in line for line in lines), "a damaged file is named"
+    assert any("Without a final evaluation" in line and "policy" in line for line in lines)
+    assert "own <name>" in text and "own <name>" not in page.read_text() and "own &lt;name&gt;" in page.read_text()
+    figures = json.loads((out / "report.json").read_text())
+    (cpu,) = (group for group in figures["groups"] if group["scale"] == "cpu")
+    assert cpu["arms"]["scratch"]["planned"]["mean"] == pytest.approx(52.0)
+    assert cpu["differences"]["value - scratch"]["planned"]["mean"] == pytest.approx(12.0)
+    assert {path.name for path in out.glob("*.svg")} >= {"mini-cpu-table1.svg", "mini-cpu-differences.svg"}
+
+
+def test_the_program(tmp_path: Path) -> None:
+    make_run(tmp_path, "scratch", 1, 50.0)
+    done = run_program("scripts/report.py", "mini", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "results" / "report" / "report.html").is_file(), done.stderr
+    done = run_program("scripts/report.py", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: nowhere: no such folder")
+
+
+def test_every_row_of_a_table_is_an_experiment() -> None:
+    for table in TABLES:
+        rows = {}
+        for path in (CONFIG_DIR / "experiment" / table.experiment).glob("*.yaml"):
+            (arm,) = (entry for entry in yaml.safe_load(path.read_text())["defaults"] if entry != "_self_")
+            rows[path.stem] = arm.removeprefix("/arm/")
+        assert {row.arm for row in table.rows} == {*rows.values()}, table.name
+    for path in (CONFIG_DIR / "arm").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["exp_name"] == f"${{scale.name}}/{path.stem}"
+
+
+def test_pages_made_from_the_code_are_up_to_date() -> None:
+    done = run_program("scripts/document.py", "--check", "--docs", str(ROOT / "docs"), cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
