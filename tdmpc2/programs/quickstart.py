@@ -36,7 +36,7 @@ from tdmpc2.reporting.tables import Style, format_table
 
 PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
 """As planner=small, which scale=cpu has."""
-SCRATCH, REWARDS, VALUES, HALF = "scratch", "rewards", "values, prior", "values, prior, FP16"
+SCRATCH, REWARDS, VALUES, HALF = "scratch", "rewards", "values+prior", "values+prior, FP16"
 ROWS = {SCRATCH: "objectives/scratch", REWARDS: "objectives/reward_0.40", VALUES: "objectives/value_policy"}
 """The students, and the experiment that trains each."""
 

@@ -49,7 +49,7 @@ def frames_of(runs: list[Run]) -> dict[str, str]:
             obs = pool.reset([0], [task], [job.seed])
             for _ in range(_DECISIONS):
                 obs = pool.step(controller.actions([0], obs), [0])[0]
-            frames[f"{task}, decision {_DECISIONS} by the prior of {best.name}, seed {best.seed}"] = _png(
+            frames[f"{task}, decision {_DECISIONS} by the prior of {best.arm}, seed {best.seed}"] = _png(
                 pool.render([0])[0]
             )
     return frames

@@ -15,9 +15,11 @@ from omegaconf import DictConfig
 
 from tdmpc2.distillation import Teacher
 from tdmpc2.embedded import embedded_folder, embedded_store
+from tdmpc2.errors import UserError
 from tdmpc2.keys import keys_in
 from tdmpc2.settings.convert import teacher_of, train_settings
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
+from tdmpc2.study.page import write_report
 from tdmpc2.training import Ranks, TrainSettings, evaluate_end, finished_run, joined, train
 
 
@@ -38,7 +40,24 @@ def main(config: DictConfig) -> float | None:
         trained = _train(config, settings, ranks)
         if not trained:
             raise SystemExit(130)
-        return evaluate_end(settings) if ranks.first else None
+        if not ranks.first:
+            return None
+        score = evaluate_end(settings)
+    if sweep and score is not None:
+        _report(settings.run_dir, str(config.exp_name))
+    return score
+
+
+def _report(run_dir: Path, exp_name: str) -> None:
+    """Writes the report of an experiment's sweep anew, over all arms of its scale: its last run leaves it whole."""
+    scale, _, arm = exp_name.rpartition("/")
+    root = next((p for p in run_dir.parents if scale and p.name == scale and (p / arm) in run_dir.parents), None)
+    if root is None:
+        return
+    try:
+        print(f"report so far: {write_report([root], root / 'report')}")
+    except UserError as error:  # the run itself is whole
+        print(f"no report: {error}")
 
 
 def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:

@@ -62,24 +62,24 @@ _FOOTER = (
 )
 
 
-def _groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs that can be compared: of one task set and scale."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+def _groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
+    """Runs that can be compared: of one task set and scale, with the same other keys of a sweep."""
+    groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.task_set, run.scale].append(run)
+        groups[run.task_set, run.scale, run.variant].append(run)
     return dict(groups)
 
 
 class Study:
-    """The runs of one task set at one scale."""
+    """The runs of one task set at one scale, with the same other keys of a sweep (`variant`)."""
 
-    def __init__(self, key: tuple[str, str], runs: Sequence[Run]) -> None:
-        self.task_set, self.scale = key
+    def __init__(self, key: tuple[str, str, str], runs: Sequence[Run]) -> None:
+        self.task_set, self.scale, self.variant = key
         self.runs = runs
         self._arms: dict[str, dict[int, Run]] = defaultdict(dict)
         for run in runs:
-            self._arms[run.name][run.seed] = run
-        self._slug = "".join(c if c.isalnum() else "-" for c in f"{self.task_set}-{self.scale}")
+            self._arms[run.arm][run.seed] = run
+        self._slug = "".join(c if c.isalnum() else "-" for c in "-".join(filter(None, key)))
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -112,18 +112,19 @@ class Study:
             for arm in self.scored()
             if arm != base
         }
-        return {"task_set": self.task_set, "scale": self.scale, "arms": arms, "differences": differences}
+        where = {"task_set": self.task_set, "scale": self.scale, "variant": self.variant}
+        return where | {"arms": arms, "differences": differences}
 
     # -- the page ------------------------------------------------------------------------------------------------------
 
     def write_to(self, report: Report) -> None:
         """Adds what these runs say."""
         where = f"scale {self.scale}" if self.scale else "runs without a scale"
-        report.heading(f"{self.task_set}, {where}")
+        report.heading(", ".join(filter(None, (self.task_set, where, self.variant))))
         done = [run for run in self.runs if ("final", True) in run.evaluations]
         tasks = ", ".join(done[0].tasks) if done else "none evaluated yet"
         report.paragraph(f"{len(done)} of {len(self.runs)} runs here have ended with their evaluation. Tasks: {tasks}.")
-        if self.scale != "full":
+        if self.scale in ("gpu", "cpu"):
             report.paragraph(
                 "Rows have the papers' names. What stands for their teachers, updates and batches at this scale is in "
                 f"config/scale/{self.scale}.yaml, and the updates and batch of each arm are at the end."

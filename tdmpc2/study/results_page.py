@@ -51,8 +51,8 @@ def results_page(evaluations: Path, study: Path) -> str:
             "See the table of deviations in "
             "[architecture](architecture.md#deviations-from-the-public-programs-and-why). Scores are compared at "
             "MuJoCo 3.17.0 and dm_control 1.0.50; the RK4 integrator of cartpole and acrobot changed in MuJoCo 3.3.6, "
-            "so older scores of these tasks need not agree. The picture of README is drawn by `python "
-            "scripts/picture.py docs/picture.json --out docs/score_by_size.svg --markdown`, which prints README's table too. What the "
+            "so older scores of these tasks need not agree. README's picture and table come from `python "
+            "scripts/picture.py docs/picture.json --out docs/score_by_size.svg --markdown`. What the "
             "quickstart gives is in [quickstart](quickstart.md)."
         ),
     ]

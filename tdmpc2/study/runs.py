@@ -62,11 +62,6 @@ class Run:
     evaluations: Mapping[tuple[str, bool], EvaluationResult]
     notes: tuple[str, ...] = field(default=())
 
-    @property
-    def name(self) -> str:
-        """The arm, with what a sweep varied."""
-        return f"{self.arm} {self.variant}".strip()
-
     def bytes_of(self, scheme: str | None) -> int | None:
         """Of the final student's file, by a scheme; None where it is not there."""
         name = "final" if scheme is None else f"final-{scheme}"
