@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import faulthandler
 import functools
-import io
 import os
-import re
 import signal
 import sys
 from importlib import import_module
 from types import FrameType
-from typing import TextIO
 
 from tdmpc2.allocation import keep_freed_memory
+from tdmpc2.console import lenient
 from tdmpc2.errors import UserError, run_program
 
 _FEWEST_FILES = 64
@@ -29,8 +27,8 @@ _WANTED_FILES = 4096
 def launch(program: str) -> None:
     """Runs `tdmpc2/programs/<program>.py` as a program in this process."""
     _open_standard_streams()
-    sys.stdout = _lenient(1, sys.stdout)
-    sys.stderr = _lenient(2, sys.stderr)
+    sys.stdout = lenient(1, sys.stdout)
+    sys.stderr = lenient(2, sys.stderr)
     faulthandler.enable(file=2)  # a mapped file that is cut off while it is read ends a process without a word else
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
@@ -60,49 +58,6 @@ def wait_briefly() -> None:
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["GOMP_SPINCOUNT"] = "10000"
-
-
-class _LenientOutput(io.FileIO):
-    """A descriptor whose writes cannot fail: once one does (a pipe that was closed, a full disk), all go nowhere.
-
-    What a program shows is a convenience; what it does must not end with it.
-    """
-
-    _gone = False
-
-    def write(self, data: object) -> int:
-        if not self._gone:
-            try:
-                return super().write(data) or 0  # type: ignore[arg-type]  # its own type is not public
-            except OSError:
-                self._gone = True
-        return memoryview(data).nbytes  # type: ignore[arg-type]
-
-
-class _PrintableText(io.TextIOWrapper):
-    """Shows control characters by their numbers: paths and names that a user or a file gives may hold any.
-
-    Line ends and tabs pass, and on a terminal what colours text and moves the cursor, as libraries do.
-    """
-
-    def write(self, text: str) -> int:
-        control = _CONTROL_ON_TERMINAL if self.isatty() else _CONTROL
-        return super().write(control.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_CONTROL_ON_TERMINAL = re.compile(r"\x1b(?!\[[0-9;]*[A-Za-z])|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
-
-
-def _lenient(descriptor: int, given: TextIO | None) -> io.TextIOWrapper:
-    """Standard output or error by a `_LenientOutput`; characters that its encoding lacks are shown by their numbers."""
-    raw = _LenientOutput(descriptor, "w", closefd=False)
-    return _PrintableText(
-        io.BufferedWriter(raw),
-        encoding=getattr(given, "encoding", None) or "utf-8",
-        errors="backslashreplace",
-        line_buffering=descriptor == 2 or raw.isatty(),
-    )
 
 
 def _open_standard_streams() -> None:

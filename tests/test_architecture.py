@@ -11,7 +11,7 @@ PACKAGE = Path(tdmpc2.__file__).parent
 # As the table in docs/architecture.md; those of one line know nothing of each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("ranges", "versions", "allocation"),
+    ("ranges", "versions", "allocation", "console"),
     ("fileio", "jsontext", "archive"),
     ("memory", "locks", "keys"),
     ("tasks",),

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from tdmpc2.agent import Agent, load_agent, resolve_device
-from tdmpc2.checkpointing import read_checkpoint
+from tdmpc2.agent import load_agent, resolve_device
+from tdmpc2.checkpointing import checkpoint_task_set, read_checkpoint
 from tdmpc2.embedded import ROOT, TEACHER, embedded_store
 from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null, load_json
-from tdmpc2.evaluation.runner import EvaluationSettings, evaluate_to_files
+from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.plots import learning_curves, score_bars
@@ -37,8 +37,9 @@ from tdmpc2.reporting.tables import Style, format_table
 PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
 """As planner=small, which scale=cpu has."""
 SCRATCH, REWARDS, VALUES, HALF = "scratch", "rewards", "values+prior", "values+prior, FP16"
-ROWS = {SCRATCH: "objectives/scratch", REWARDS: "objectives/reward_0.40", VALUES: "objectives/value_policy"}
-"""The students, and the experiment that trains each."""
+ROWS = {VALUES: "objectives/value_policy", REWARDS: "objectives/reward_0.40", SCRATCH: "objectives/scratch"}
+"""The students, the one that takes longest first, and the experiment that trains each."""
+_LOG = "quickstart.log"
 
 
 @dataclass(frozen=True)
@@ -90,40 +91,53 @@ def command(label: str, folder: Path, data: Path, plan: Plan, device: torch.devi
     return [sys.executable, str(ROOT / "tdmpc2" / "train.py"), *(f"{key}={value}" for key, value in keys.items())]
 
 
-def train_students(folders: Mapping[str, Path], data: Path, plan: Plan, device: torch.device) -> None:
-    """Trains and evaluates every student that is not done: on a CPU one for each core at a time, of one thread each.
+def teacher_command(folder: Path, plan: Plan, device: torch.device) -> list[str]:
+    """The ordinary evaluation of the teacher, on the students' episodes."""
+    keys = {
+        "checkpoint": TEACHER,
+        "planner": "small",
+        "eval_episodes": plan.episodes,
+        "seed": plan.seed,
+        "device": device,
+        "num_workers": 0,
+        "output": folder,
+    }
+    return [sys.executable, str(ROOT / "tdmpc2" / "evaluate.py"), *(f"{key}={value}" for key, value in keys.items())]
+
+
+def run_all(commands: Mapping[str, Sequence[str]], folders: Mapping[str, Path], plan: Plan, cuda: bool) -> None:
+    """Runs every command, in this order: on a CPU one for each core at a time, of one thread each.
 
     Raises:
         UserError: when one fails, with what it said.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_a_time = min(cores, len(folders)) if device.type == "cpu" else 1
+    at_a_time = 1 if cuda else min(cores, len(commands))
     threads = {"OMP_NUM_THREADS": "1"} if at_a_time > 1 else {}
-    waiting, running = list(folders), dict[str, subprocess.Popen[str]]()
-    print(f"training {', '.join(folders)}: {plan.steps} updates of batch {plan.batch_size}, {at_a_time} at a time")
+    waiting, running = list(commands), dict[str, subprocess.Popen[str]]()
+    print(f"{'; '.join(commands)}: {plan.steps} updates of batch {plan.batch_size}, {at_a_time} at a time")
     told = began = time.perf_counter()
     try:
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 label = waiting.pop(0)
                 folders[label].mkdir(parents=True, exist_ok=True)
-                log = (folders[label] / "quickstart.log").open("w")
-                running[label] = subprocess.Popen(
-                    command(label, folders[label], data, plan, device),
-                    env={**os.environ, **threads},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-                log.close()
+                with (folders[label] / _LOG).open("w") as log:
+                    running[label] = subprocess.Popen(
+                        commands[label],
+                        env={**os.environ, **threads},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        text=True,
+                    )
             time.sleep(0.5)
             for label in [label for label, process in running.items() if process.poll() is not None]:
                 _check(label, running.pop(label).returncode, folders[label])
                 print(f"  {label}: done after {time.perf_counter() - began:.0f} s", flush=True)
             if time.perf_counter() - told > 20:
                 told = time.perf_counter()
-                print(f"  {', '.join(f'{label} {_stage(folders[label], plan)}' for label in running)}", flush=True)
+                print(f"  {'; '.join(f'{label}: {_stage(folders[label], plan)}' for label in running)}", flush=True)
     finally:
         for process in running.values():
             process.terminate()  # it writes its state; the same command goes on from there
@@ -132,6 +146,8 @@ def train_students(folders: Mapping[str, Path], data: Path, plan: Plan, device: 
 
 
 def _stage(folder: Path, plan: Plan) -> str:
+    if folder.name == "teacher":
+        return "evaluating"
     with contextlib.suppress(UserError, OSError):
         steps = [int(row["step"]) for row in read_metrics(folder)]
         if steps and max(steps) < plan.steps:
@@ -143,9 +159,9 @@ def _stage(folder: Path, plan: Plan) -> str:
 def _check(label: str, code: int, folder: Path) -> None:
     if code == 0:
         return
-    said = (folder / "quickstart.log").read_text(errors="replace").strip().splitlines()
+    said = (folder / _LOG).read_text(errors="replace").strip().splitlines()
     raise UserError(
-        f"{label}: its training ended with status {code}: "
+        f"{label}: it ended with status {code}: "
         f"{printable(said[-1].removeprefix('error: ') if said else 'nothing was said', 500)}"
     )
 
@@ -164,19 +180,11 @@ def half_results(folder: Path) -> Scored:
     return Scored(folder / "checkpoints" / "final-fp16.safetensors", load_json(folder / "evaluation-fp16.json"), None)
 
 
-def teacher_results(teacher: Agent, plan: Plan, folder: Path) -> Scored:
-    """The teacher on the students' episodes."""
-    planned, prior = (
-        evaluate_to_files(
-            teacher,
-            EvaluationSettings(episodes=plan.episodes, seed=plan.seed, mpc=mpc),
-            label=label,
-            configuration={"planner": asdict(PLANNER), "mpc": mpc},
-            folder=folder,
-        )
-        for label, mpc in (("teacher", True), ("teacher-prior", False))
-    )
-    return Scored(TEACHER, planned, prior)
+def teacher_results(folder: Path, plan: Plan, device: torch.device) -> Scored:
+    """The teacher's evaluation, and that of its prior alone, which takes seconds."""
+    teacher = load_agent(TEACHER, device=device, planner=PLANNER)
+    prior = EvaluationSettings(episodes=plan.episodes, seed=plan.seed, mpc=False)
+    return Scored(TEACHER, load_json(folder / "evaluation.json"), evaluate(teacher, prior, label="teacher, prior"))
 
 
 def facts_of(checkpoint: Path) -> tuple[str, str]:
@@ -299,15 +307,18 @@ def main() -> None:
     started = time.perf_counter()
     device = resolve_device(a.device)
     torch.set_float32_matmul_precision("highest")
-    teacher = load_agent(TEACHER, device=device, planner=PLANNER)
     print(f"teacher: {TEACHER.name}, {read_checkpoint(TEACHER).describe()}; device {device}")
-    data = embedded_store(a.data.resolve(), teacher.task_set).path
+    data = embedded_store(a.data.resolve(), checkpoint_task_set(read_checkpoint(TEACHER))).path
     budget = f"{plan.steps}x{plan.batch_size}-d{plan.d_coef:g}-seed{plan.seed}"
     runs = (a.out / "runs" / budget).resolve()
     folders = {label: runs / row.rpartition("/")[2] for label, row in ROWS.items()}
-    train_students(folders, data, plan, device)
-    agents = {"teacher": teacher_results(teacher, plan, a.out)}
-    agents |= {label: student_results(folder) for label, folder in folders.items()}
+    teacher = runs / "teacher"
+    commands = {label: command(label, folder, data, plan, device) for label, folder in folders.items()}
+    if not (teacher / "evaluation.json").exists():
+        commands["teacher"] = teacher_command(teacher, plan, device)
+    run_all(commands, {**folders, "teacher": teacher}, plan, device.type == "cuda")
+    agents = {"teacher": teacher_results(teacher, plan, device)}
+    agents |= {label: student_results(folders[label]) for label in (SCRATCH, REWARDS, VALUES)}
     agents[HALF] = half_results(folders[VALUES])
     curves = {
         label: metric_series(read_metrics(folder), "normalised_score", "eval") for label, folder in folders.items()

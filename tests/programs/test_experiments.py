@@ -31,8 +31,7 @@ def test_a_sweep_of_an_experiment_ends_with_a_report(tmp_path: Path) -> None:
     runs = {path.relative_to(root).parts[0] for path in root.rglob("evaluation.json")}
     assert runs == {"scratch", "dataset_0.40"} and len(list(root.rglob("evaluation-prior.json"))) == 4
     (figures,) = json.loads((root / "report" / "report.json").read_text())["groups"]
-    (difference,) = (held for name, held in figures["differences"].items() if name.startswith("dataset_0.40"))
-    assert difference["planned"]["seeds"] == [1, 2]
+    assert figures["differences"]["dataset_0.40 - scratch"]["planned"]["seeds"] == [1, 2]
     assert (root / "report" / "report.html").is_file()
     times = {path: path.stat().st_mtime_ns for path in root.rglob("evaluation*.json")}
     again = run_program("tdmpc2/train.py", "-m", rows, "seed=1,2", *TINY_RUN, cwd=tmp_path)

@@ -19,6 +19,7 @@ from tdmpc2.model import model_dims
 from tdmpc2.objectives import OBJECTIVES, RewardDistillation
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
+from tdmpc2.settings.checks import one_line
 from tdmpc2.settings.convert import (
     chosen_task_set,
     evaluation_settings,
@@ -29,7 +30,7 @@ from tdmpc2.settings.convert import (
     teacher_of,
     train_settings,
 )
-from tdmpc2.settings.entry import CONFIG_DIR, one_line, set_matmul_precision
+from tdmpc2.settings.entry import CONFIG_DIR, set_matmul_precision
 from tdmpc2.settings.schema import PlannerConfig
 from tdmpc2.tasks import QUICKSTART, known_tasks, task_set
 from tdmpc2.training import OptimiserSettings, TrainSettings
