@@ -17,12 +17,13 @@ LONG = ("scratch_long", BEST)
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: an arm's final student, or the same by a scheme."""
+    """A row of a table: an arm's final student, or the same by a scheme; `published_mib` is its file in the paper."""
 
     text: str
     arm: str
     published: float | None = None
     scheme: str | None = None
+    published_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ TABLES: tuple[StudyTable, ...] = (
         "Table 4: quantised students",
         "table4",
         (
-            Row("float32", BEST, 28.12),
-            Row("FP16", BEST, 28.45, "fp16"),
-            Row("mixed, as published", BEST, 13.53, "paper-mixed"),
-            Row("INT8, as published", BEST, 5.09, "paper-int8"),
+            Row("float32", BEST, 28.12, None, 7.9),
+            Row("FP16", BEST, 28.45, "fp16", 3.9),
+            Row("mixed, as published", BEST, 13.53, "paper-mixed", 2.8),
+            Row("INT8, as published", BEST, 5.09, "paper-int8", 1.95),
             Row("int8 of this project", BEST, None, "int8"),
             Row("int4 of this project", BEST, None, "int4"),
         ),
@@ -130,3 +131,15 @@ D_COEFS: dict[str, float] = {
 NAMES: dict[str, str] = {row.arm: row.text for table in reversed(TABLES) for row in table.rows if row.scheme is None}
 NAMES |= {SCRATCH: "scratch", DISTILLED: "d_coef 0.4", CONTROL: "dataset's rewards"}
 """What an arm is called in charts."""
+_SCRATCH_OF: dict[str, str | None] = {
+    "reward_0.40_small_batch": None,
+    "reward_0.40_large_batch": "scratch_large_batch",
+    "reward_0.40_large_batch_middle": "scratch_large_batch_middle",
+    BEST: "scratch_long",
+    **dict.fromkeys((SCRATCH, "scratch_large_batch", "scratch_large_batch_middle", "scratch_long")),
+}
+
+
+def scratch_of(arm: str) -> str | None:
+    """The arm from scratch with the same batch and updates, which an arm is to be compared with; None for none."""
+    return _SCRATCH_OF.get(arm, SCRATCH)
