@@ -18,7 +18,7 @@ from tdmpc2.embedded import embedded_folder, embedded_store
 from tdmpc2.errors import UserError
 from tdmpc2.keys import keys_in
 from tdmpc2.settings.convert import teacher_of, train_settings
-from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
+from tdmpc2.settings.entry import be_deterministic, hydra_entry, set_matmul_precision
 from tdmpc2.study.page import write_report
 from tdmpc2.training import Ranks, TrainSettings, evaluate_end, finished_run, joined, train
 
@@ -33,6 +33,8 @@ def coefficients(settings: TrainSettings) -> str:
 def main(config: DictConfig) -> float | None:
     """One run, with the evaluations that it ends with; the final planned score, for a search."""
     set_matmul_precision(config.matmul_precision)
+    if config.deterministic:
+        be_deterministic()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir), sweep=sweep)
     settings = replace(settings, log_name="train.log")

@@ -132,6 +132,16 @@ def _quoted(argument: str, parser: OverridesParser, sweeps: bool) -> str:
     return f"{key}='{escaped}'"
 
 
+def be_deterministic() -> None:
+    """Deterministic operations alone, from now on; before CUDA starts.
+
+    An operation that has no deterministic form is told in a warning, by its name, and runs all the same.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
 def set_matmul_precision(name: str) -> None:
     """How float32 products are computed: highest (float32), high (TF32) or medium (bfloat16), as torch names them."""
     if name not in ("highest", "high", "medium"):

@@ -238,6 +238,14 @@ class RunKeys:
         names_run=False,
     )
     eval_episodes: int = key_of(EvaluationSettings, "eval_episodes", default=1, source=THIS_PROJECT)
+    deterministic: bool = key(
+        False,
+        "whether torch uses deterministic operations alone, so that two runs on one machine give the same bits; on a "
+        "CPU they do anyway",
+        unit="true or false",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
     make_data: bool = key(
         False,
         "whether the embedded data is made from the simulator, in a folder under data_dir, where it is not there yet",

@@ -67,6 +67,7 @@ def _evaluations(settings: TrainSettings) -> Iterator[_Evaluation]:
 def _evaluate(settings: TrainSettings, wanted: _Evaluation) -> None:
     target = settings.run_dir / wanted.file
     checkpoint = wanted.checkpoint
+    same = checkpoint.name == f"step_{settings.steps:08d}.safetensors"
     if wanted.scheme is not None:
         checkpoint = _quantised(checkpoint, wanted.scheme)
     model, tasks, _ = load_model(checkpoint, device=settings.device)
@@ -82,6 +83,11 @@ def _evaluate(settings: TrainSettings, wanted: _Evaluation) -> None:
         "planner": asdict(settings.planner),
     }
     if _is_of(target, configuration):
+        return
+    if same:  # the last saved checkpoint is the final one, whose evaluation is there
+        first = settings.run_dir / wanted.file.replace(f"-{checkpoint.stem}", "")
+        result = replace(load_json(first), configuration=configuration)
+        write_or_rescue(target, result.save_json)
         return
     name = str(settings.config.get("exp_name", settings.run_dir.name))
     said = f"{name}, {wanted.scheme or checkpoint.stem}, {'planned' if wanted.mpc else 'prior alone'}"
