@@ -469,7 +469,7 @@ class Study:
             held = list(runs.values())
             rates = [run.updates_per_second for run in held if run.updates_per_second is not None]
             training = [run.training_minutes for run in held if run.training_minutes is not None]
-            evaluating = [sum(e.wall_seconds for e in run.evaluations.values()) / 60 for run in held if run.evaluations]
+            evaluating = [_evaluation_minutes(run) for run in held if run.evaluations]
             rows.append(
                 [
                     arm,
@@ -583,6 +583,12 @@ def _mean_series(series: Sequence[Sequence[tuple[int, float]]]) -> list[Point]:
         return []
     steps = sorted(set(held[0]).intersection(*held[1:]))
     return [Point(step, float(np.mean([points[step] for points in held]))) for step in steps]
+
+
+def _evaluation_minutes(run: Run) -> float:
+    """Of all its evaluations; that of the last saved checkpoint is the final one's again."""
+    last = f"step_{run.steps:08d}"
+    return sum(result.wall_seconds for (what, _), result in run.evaluations.items() if what != last) / 60
 
 
 def _run_figures(run: Run) -> dict[str, Any]:

@@ -321,6 +321,8 @@ def test_the_program(tmp_path: Path) -> None:
     make_run(tmp_path, "scratch", 1, 50.0)
     done = run_program("scripts/report.py", "mini", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "results" / "report" / "report.html").is_file(), done.stderr
+    done = run_program("scripts/report.py", "mini", "--frames", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("no pictures: "), "the agent's file is not there"
     done = run_program("scripts/report.py", "nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere: no such folder")
 
@@ -331,7 +333,7 @@ def test_every_row_of_a_table_is_an_experiment() -> None:
         for path in (CONFIG_DIR / "experiment" / table.experiment).glob("*.yaml"):
             (arm,) = (entry for entry in yaml.safe_load(path.read_text())["defaults"] if entry != "_self_")
             rows[path.stem] = arm.removeprefix("/arm/")
-        assert {row.arm for row in table.rows} == {*rows.values()}, table.name
+        assert {row.name or row.arm: row.arm for row in table.rows} == rows, table.name
     for path in (CONFIG_DIR / "arm").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["exp_name"] == f"${{scale.name}}/{path.stem}"
 
