@@ -87,7 +87,7 @@ _FOOTER = (
     "training seeds.",
     "Differences: arms of one seed share the order of data, the first weights and the evaluation episodes, and are "
     "subtracted before they are averaged; the interval is Student's t over the seeds, which is wide for few.",
-    "Arms are compared with the arm from scratch that has their batch and updates, and with no other.",
+    "Arms are compared only with arms of the same batch and updates.",
     "IQM: the interquartile mean over all tasks and seeds. Published figures are single runs on MT30 at full scale; "
     "those of another scale can be compared in order alone.",
 )
