@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio
@@ -29,7 +30,7 @@ _DECISIONS = 150
 """Of the prior, before the picture is taken."""
 
 
-def frames_of(runs: list[Run]) -> dict[str, str]:
+def frames_of(runs: Sequence[Run]) -> dict[str, str]:
     """A picture of each task by the run with the best final score, acted by its prior: PNG in base64, by caption.
 
     Raises:
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     frames = None
     if options.frames:
         try:
-            frames = frames_of(gather(options.folders))
+            frames = frames_of(gather(options.folders).runs)
         except UserError as error:
             print(f"no pictures: {error}")
     page = write_report(options.folders, options.out, frames)

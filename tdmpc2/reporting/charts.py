@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tdmpc2.reporting.plots import PALETTE
 
@@ -22,16 +22,25 @@ if TYPE_CHECKING:
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
 _GRID = "#E0E0E0"
+_WIDTH = 6.4  # inches: two thirds of a wide page, and legible on a telephone
+_LONGEST_LABEL = 44  # characters
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure with its 95% interval, None for none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its 95% interval (None for none); `published` is shown beside it."""
+    """A row of a chart: a value for each of its kinds, None where one is missing, and what is published."""
 
     label: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    values: tuple[Value | None, ...]
     published: float | None = None
 
 
@@ -45,46 +54,66 @@ class Point:
     high: float | None = None
 
 
-def interval_chart(marks: Sequence[Mark], name: str, title: str, xlabel: str, *, zero: bool = False) -> str:
-    """A row for each mark: a filled dot with its interval, a hollow square for what is published.
+def interval_chart(
+    marks: Sequence[Mark], kinds: Sequence[str], name: str, title: str, xlabel: str, *, zero: bool = False
+) -> str:
+    """A row for each mark, with a shape for each of `kinds` (filled dot, hollow diamond) and its interval, and a hollow
+    square for what is published.
 
-    `zero` draws the line that a difference is to be seen against.
+    `zero` draws the line that a difference is to be seen against. Raises ValueError for a mark with other than as many
+    values as kinds.
     """
-    figure, axes = _figure(7.0, 1.2 + 0.32 * len(marks), title)
-    rows = range(len(marks))
-    for row, mark in zip(rows, marks, strict=True):
-        if mark.low is not None and mark.high is not None:
-            axes.plot([mark.low, mark.high], [row, row], color=PALETTE[0], linewidth=2, marker="|", markersize=8)
-        if mark.value is not None:
-            axes.plot([mark.value], [row], linestyle="none", marker="o", markersize=7, color=PALETTE[0])
+    high = 0.2 + 0.12 * len(kinds)
+    figure, axes = _figure(_WIDTH, 1.3 + high * len(marks), title)
+    for row, mark in enumerate(marks):
+        for index, value in enumerate(_shown(mark, len(kinds))):
+            place = row + (index - (len(kinds) - 1) / 2) * 0.3
+            if value is None:
+                continue
+            colour = PALETTE[index]
+            if value.low is not None and value.high is not None:
+                axes.plot([value.low, value.high], [place] * 2, color=colour, linewidth=1.8, marker="|", markersize=7)
+            axes.plot([value.value], [place], linestyle="none", **_look(index))
         if mark.published is not None:
-            axes.plot(
-                [mark.published],
-                [row],
-                linestyle="none",
-                marker="s",
-                markersize=7,
-                markerfacecolor="white",
-                markeredgecolor="black",
-            )
-        if mark.value is None and mark.published is None:
+            axes.plot([mark.published], [row], linestyle="none", **_PUBLISHED)
+        if mark.published is None and not any(mark.values):
             axes.annotate("missing", (0.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     if zero:
         axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(list(rows), [mark.label for mark in marks])
+    axes.set_yticks(range(len(marks)), [_short(mark.label) for mark in marks])
     axes.set_ylim(len(marks) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    keys = [(kind, _look(index)) for index, kind in enumerate(kinds)] if len(kinds) > 1 else []
     if any(mark.published is not None for mark in marks):
-        _keys(axes, [("o", PALETTE[0], "this project, 95% interval"), ("s", "white", "published (MT30, full scale)")])
+        keys = [(kind, _look(index)) for index, kind in enumerate(kinds)]
+        keys.append(("published (MT30, full scale)", _PUBLISHED))
+    if keys:
+        _keys(axes, keys)
     return _svg(figure, name)
 
 
+def _shown(mark: Mark, kinds: int) -> list[Value | None]:
+    if len(mark.values) != kinds:
+        raise ValueError(f"{mark.label} has {len(mark.values)} values, expected {kinds}")
+    return [value if value is not None and math.isfinite(value.value) else None for value in mark.values]
+
+
 def line_chart(
-    series: Mapping[str, Sequence[Point]], name: str, title: str, xlabel: str, ylabel: str, *, lines: bool = True
+    series: Mapping[str, Sequence[Point]],
+    name: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    lines: bool = True,
+    labelled: bool = False,
 ) -> str:
-    """A line with markers for each series, and intervals as vertical bars; without `lines`, points alone."""
-    figure, axes = _figure(7.0, 4.0, title)
+    """A line with markers for each series, and intervals as vertical bars; without `lines`, points alone.
+
+    `labelled` writes each series' name beside its last point too.
+    """
+    figure, axes = _figure(_WIDTH, 3.8 + 0.16 * len(series), title)
     for index, (label, points) in enumerate(series.items()):
         shown = [point for point in points if math.isfinite(point.y)]
         look = index % len(PALETTE)
@@ -95,10 +124,11 @@ def line_chart(
             color=PALETTE[look],
             linestyle=_LINES[look] if lines else "none",
             linewidth=1.8,
-            marker=None if many else _MARKERS[look],
+            marker=_MARKERS[look],
+            markevery=(index % 8, 8) if many else None,
             markersize=6,
             markerfacecolor="white" if index % 2 else PALETTE[look],
-            label=label,
+            label=_short(label),
         )
         for point in shown:
             if point.low is not None and point.high is not None:
@@ -106,9 +136,61 @@ def line_chart(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(color=_GRID, linewidth=0.8)
-    axes.margins(x=0.04, y=0.1)
-    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5, handlelength=3)
+    axes.margins(x=0.15 if labelled else 0.04, y=0.1)
+    if labelled:
+        ends = {label: points[-1] for label, points in series.items() if points and math.isfinite(points[-1].y)}
+        _label_points(axes, ends)
+    else:
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5, handlelength=3)
     return _svg(figure, name)
+
+
+def _label_points(axes: Axes, points: Mapping[str, Point]) -> None:
+    """A label right of each point, moved down where one would be written over another."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    placed: list[tuple[float, float]] = []
+    for label, point in sorted(points.items(), key=lambda item: -item[1].y):
+        x, y = (point.x - left) / (right - left), (point.y - low) / (high - low)
+        for other_x, other_y in placed:  # from the top down
+            if abs(x - other_x) < 0.35 and abs(y - other_y) < _LINE_HEIGHT:
+                y = other_y - _LINE_HEIGHT
+        placed.append((x, y))
+        axes.annotate(
+            _short(label),
+            (x, y),
+            (7, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+
+
+_LINE_HEIGHT = 0.055
+"""Of labels, in heights of the axes."""
+_PUBLISHED: dict[str, Any] = {
+    "marker": "s",
+    "markersize": 7,
+    "markerfacecolor": "white",
+    "markeredgecolor": "black",
+}
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Of the values of a kind: the first are filled dots, others hollow."""
+    colour = PALETTE[index]
+    return {
+        "marker": ("o", "D", "^", "v")[index % 4],
+        "markersize": 7 if index == 0 else 6,
+        "markerfacecolor": colour if index == 0 else "white",
+        "markeredgecolor": colour,
+        "markeredgewidth": 1.4,
+    }
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for the chart."""
+    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
 
 
 def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
@@ -123,15 +205,12 @@ def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _keys(axes: Axes, keys: Sequence[tuple[str, str, str]]) -> None:
+def _keys(axes: Axes, keys: Sequence[tuple[str, dict[str, Any]]]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], linestyle="none", marker=marker, markerfacecolor=fill, markeredgecolor="black", label=text)
-        for marker, fill, text in keys
-    ]
+    handles = [Line2D([], [], linestyle="none", label=text, **look) for text, look in keys]
     assert axes.figure is not None
-    axes.figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
+    axes.figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
 
 
 def _svg(figure: Figure, name: str) -> str:

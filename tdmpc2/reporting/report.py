@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,32 +34,40 @@ class Report:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._parts = [_Part(f"# {title}", f"<h1>{_escaped(title)}</h1>")]
+        self._parts = [_Part(f"# {_literal(title)}", f"<h1>{_escaped(title)}</h1>")]
 
     def heading(self, text: str, level: int = 2) -> None:
         """`level` 2 or 3, below the title."""
-        self._parts.append(_Part(f"{'#' * level} {text}", f"<h{level}>{_escaped(text)}</h{level}>"))
+        self._parts.append(_Part(f"{'#' * level} {_literal(text)}", f"<h{level}>{_escaped(text)}</h{level}>"))
 
     def paragraph(self, text: str) -> None:
         """Any Markdown that stands for itself: sentences, or a table that is made already. HTML shows it as text."""
         self._parts.append(_Part(text, f"<p>{_escaped(' '.join(text.split()))}</p>"))
 
     def points(self, texts: Sequence[str]) -> None:
-        """A list."""
+        """A list of plain texts."""
         items = "".join(f"<li>{_escaped(text)}</li>" for text in texts)
-        self._parts.append(_Part("\n".join(f"- {text}" for text in texts), f"<ul>{items}</ul>"))
+        self._parts.append(_Part("\n".join(f"- {_literal(text)}" for text in texts), f"<ul>{items}</ul>"))
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """The first column holds names, the others figures."""
-        head = "".join(f"<th>{_escaped(cell)}</th>" for cell in headers)
-        body = "".join(f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    def code(self, lines: Sequence[str]) -> None:
+        """Lines as they are typed."""
+        shown = [printable(line, _LONGEST) for line in lines]
+        page = f'<pre class="wide">{_escaped_lines(shown)}</pre>'
+        self._parts.append(_Part("\n".join(f"    {line}" for line in shown), page))
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], align: str | None = None) -> None:
+        """A table of plain texts; `align` has a letter a column, `l` or `r`, by default `l` for the first alone."""
+        sides = align or "l" + "r" * (len(headers) - 1)
+        head = _cells("th", headers, sides)
+        body = "".join(f"<tr>{_cells('td', row, sides)}</tr>" for row in rows)
         page = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        self._parts.append(_Part(format_table(headers, rows, style="markdown"), page))
+        plain = format_table([*map(_literal, headers)], [[*map(_literal, row)] for row in rows], sides, "markdown")
+        self._parts.append(_Part(plain, page))
 
     def chart(self, name: str, svg: str, title: str) -> None:
         """An SVG, inside the page and as `name`.svg beside the Markdown."""
         figure = f'<figure role="img" aria-label="{_escaped(title)}">{svg}</figure>'
-        self._parts.append(_Part(f"![{title}]({name}.svg)", figure, (f"{name}.svg", svg)))
+        self._parts.append(_Part(f"![{_literal(title)}]({name}.svg)", figure, (f"{name}.svg", svg)))
 
     def picture(self, data: str, title: str) -> None:
         """A PNG in base64, in the page alone."""
@@ -98,8 +107,25 @@ class Report:
         return path
 
 
+_LONGEST = 100_000
+
+
 def _escaped(text: str) -> str:
-    return html.escape(printable(text, 100_000))
+    return html.escape(printable(text, _LONGEST))
+
+
+def _escaped_lines(lines: Sequence[str]) -> str:
+    return "\n".join(map(html.escape, lines))
+
+
+def _cells(tag: str, cells: Sequence[str], sides: str) -> str:
+    classes = {"l": ' class="left"', "r": ""}
+    return "".join(f"<{tag}{classes[side]}>{_escaped(cell)}</{tag}>" for cell, side in zip(cells, sides, strict=True))
+
+
+def _literal(text: str) -> str:
+    """A plain text as Markdown, which shows it as it is; tables escape the bars between cells themselves."""
+    return re.sub(r"[\\`*<\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text, _LONGEST))
 
 
 _PAGE = """<!DOCTYPE html>
@@ -117,10 +143,13 @@ h3 {{ font-size: 1.05rem; margin-top: 1.6rem; }}
 .wide {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: 0.84rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
 th, td {{ padding: 0.25rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 7rem; }}
+.left {{ text-align: left; }}
+th:first-child, td:first-child {{ white-space: normal; min-width: 7rem; }}
 th {{ border-bottom: 2px solid #555; vertical-align: bottom; }}
 figure {{ margin: 1rem 0; overflow-x: auto; }}
-figure svg, figure img {{ max-width: 100%; height: auto; }}
+figure svg {{ width: 40rem; max-width: 100%; min-width: 30rem; height: auto; }}
+figure img {{ max-width: 100%; height: auto; }}
+pre {{ font-size: 0.84rem; padding: 0.5rem; background: #f4f4f4; white-space: pre; overflow-wrap: normal; }}
 figcaption {{ font-size: 0.85rem; }}
 </style>
 </head>

@@ -17,12 +17,23 @@ LONG = ("scratch_long", BEST)
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: an arm's final student, or the same by a scheme."""
+    """A row of a table: an arm's final student, or the same by a scheme.
+
+    Attributes:
+        text: what readers see.
+        arm: the arm.
+        published: the paper's normalised score.
+        scheme: quantises the student; None for it as trained.
+        published_mib: the size that the paper gives.
+        name: of the experiment of this row alone, below its table's (config/experiment); None for the arm's.
+    """
 
     text: str
     arm: str
     published: float | None = None
     scheme: str | None = None
+    published_mib: float | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,8 @@ TABLES: tuple[StudyTable, ...] = (
             Row("d_coef 0.55", "reward_0.55", 16.08),
             Row("d_coef 0.6", "reward_0.60", 14.83),
             Row("d_coef 0.9", "reward_0.90", 13.79),
-            Row("0.4, with latents, linear projection", "reward_0.40+latent_linear", 7.69),
-            Row("0.4, with latents, PCA", "reward_0.40+latent_pca", 8.78),
+            Row("0.4, with latents, linear projection", "reward_0.40+latent_linear", 7.69, name="latent_linear"),
+            Row("0.4, with latents, PCA", "reward_0.40+latent_pca", 8.78, name="latent_pca"),
         ),
     ),
     StudyTable(
@@ -57,15 +68,15 @@ TABLES: tuple[StudyTable, ...] = (
         "Table 2: batch size and updates",
         "table2",
         (
-            Row("distilled, batch 128, 200K", "reward_0.40_small_batch", 17.37),
-            Row("scratch, batch 256, 200K", SCRATCH, 14.04),
-            Row("distilled, batch 256, 200K", DISTILLED, 17.85),
-            Row("scratch, batch 1024, 200K", "scratch_large_batch", 18.70),
-            Row("distilled, batch 1024, 200K", "reward_0.40_large_batch", 18.11),
-            Row("scratch, batch 1024, 337K", "scratch_large_batch_middle", 26.94),
-            Row("distilled, batch 1024, 337K", "reward_0.40_large_batch_middle", 25.44),
-            Row("scratch, batch 256, 1M", "scratch_long", 27.36),
-            Row("distilled, batch 256, 1M", BEST, 28.12),
+            Row("distilled, batch 128, 200K", "reward_0.40_small_batch", 17.37, name="distill_128_200k"),
+            Row("scratch, batch 256, 200K", SCRATCH, 14.04, name="scratch_256_200k"),
+            Row("distilled, batch 256, 200K", DISTILLED, 17.85, name="distill_256_200k"),
+            Row("scratch, batch 1024, 200K", "scratch_large_batch", 18.70, name="scratch_1024_200k"),
+            Row("distilled, batch 1024, 200K", "reward_0.40_large_batch", 18.11, name="distill_1024_200k"),
+            Row("scratch, batch 1024, 337K", "scratch_large_batch_middle", 26.94, name="scratch_1024_337k"),
+            Row("distilled, batch 1024, 337K", "reward_0.40_large_batch_middle", 25.44, name="distill_1024_337k"),
+            Row("scratch, batch 256, 1M", "scratch_long", 27.36, name="scratch_256_1m"),
+            Row("distilled, batch 256, 1M", BEST, 28.12, name="distill_256_1m"),
         ),
     ),
     StudyTable(
@@ -73,8 +84,8 @@ TABLES: tuple[StudyTable, ...] = (
         "Table 3: the teacher's size",
         "table3",
         (
-            Row("larger teacher (317M)", DISTILLED, 17.85),
-            Row("smaller teacher (48M)", "reward_0.40_small_teacher", 13.61),
+            Row("larger teacher (317M)", DISTILLED, 17.85, name="large_teacher"),
+            Row("smaller teacher (48M)", "reward_0.40_small_teacher", 13.61, name="small_teacher"),
         ),
     ),
     StudyTable(
@@ -82,12 +93,12 @@ TABLES: tuple[StudyTable, ...] = (
         "Table 4: quantised students",
         "table4",
         (
-            Row("float32", BEST, 28.12),
-            Row("FP16", BEST, 28.45, "fp16"),
-            Row("mixed, as published", BEST, 13.53, "paper-mixed"),
-            Row("INT8, as published", BEST, 5.09, "paper-int8"),
-            Row("int8 of this project", BEST, None, "int8"),
-            Row("int4 of this project", BEST, None, "int4"),
+            Row("float32", BEST, 28.12, None, 7.9, name="quantised"),
+            Row("FP16", BEST, 28.45, "fp16", 3.9, name="quantised"),
+            Row("mixed, as published", BEST, 13.53, "paper-mixed", 2.8, name="quantised"),
+            Row("INT8, as published", BEST, 5.09, "paper-int8", 1.95, name="quantised"),
+            Row("int8 of this project", BEST, None, "int8", name="quantised"),
+            Row("int4 of this project", BEST, None, "int4", name="quantised"),
         ),
     ),
     StudyTable(
@@ -117,7 +128,7 @@ TABLES: tuple[StudyTable, ...] = (
             Row("next latents, relations", "latent_relational"),
             Row("values", "value"),
             Row("policy prior", "policy"),
-            Row("values and prior", "value+policy"),
+            Row("values and prior", "value+policy", name="value_policy"),
             Row("together", "together"),
         ),
     ),
@@ -130,3 +141,15 @@ D_COEFS: dict[str, float] = {
 NAMES: dict[str, str] = {row.arm: row.text for table in reversed(TABLES) for row in table.rows if row.scheme is None}
 NAMES |= {SCRATCH: "scratch", DISTILLED: "d_coef 0.4", CONTROL: "dataset's rewards"}
 """What an arm is called in charts."""
+_SCRATCH_OF: dict[str, str | None] = {
+    "reward_0.40_small_batch": None,
+    "reward_0.40_large_batch": "scratch_large_batch",
+    "reward_0.40_large_batch_middle": "scratch_large_batch_middle",
+    BEST: "scratch_long",
+    **dict.fromkeys((SCRATCH, "scratch_large_batch", "scratch_large_batch_middle", "scratch_long")),
+}
+
+
+def scratch_of(arm: str) -> str | None:
+    """The arm from scratch with the same batch and updates, which an arm is to be compared with; None for none."""
+    return _SCRATCH_OF.get(arm, SCRATCH)

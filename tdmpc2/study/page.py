@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null
 from tdmpc2.evaluation.scores import Interval
-from tdmpc2.reporting.charts import Mark, Point, interval_chart, line_chart
+from tdmpc2.reporting.charts import Mark, Point, Value, interval_chart, line_chart
 from tdmpc2.reporting.report import Report
-from tdmpc2.study.arms import BEST, CONTROL, D_COEFS, DISTILLED, LONG, NAMES, SCRATCH, TABLES, Row, StudyTable
+from tdmpc2.study.arms import (
+    BEST,
+    CONTROL,
+    D_COEFS,
+    DISTILLED,
+    LONG,
+    NAMES,
+    SCRATCH,
+    TABLES,
+    Row,
+    StudyTable,
+    scratch_of,
+)
 from tdmpc2.study.runs import Run, gather
 from tdmpc2.study.statistics import ArmDifference, ArmScore, arm_difference, arm_score
 
 _WAYS = (("planned", True), ("prior alone", False))
+_KINDS = ("planned, 95% interval", "prior alone")
+_SHARED = (SCRATCH, DISTILLED)
+"""Arms of several tables, which alone do not make one."""
 _MOST_LINES = 8
+_LEARNING = (("normalised_score", "eval", "normalised score"), ("original_loss", "train", "the world model's own loss"))
+"""Metrics of learning curves: evaluations while training where there are any, else the loss that all arms share."""
 
 
 def write_report(folders: Iterable[Path], out: Path, frames: Mapping[str, str] | None = None) -> Path:
@@ -34,15 +53,25 @@ def write_report(folders: Iterable[Path], out: Path, frames: Mapping[str, str] |
     Raises:
         UserError: when there are no runs, or a file cannot be written.
     """
-    runs = gather(folders)
+    found = gather(folders)
     report = Report("TD-MPC-Opt: report of runs")
-    figures: dict[str, Any] = {"groups": []}
-    for key, group in _groups(runs).items():
+    figures: dict[str, Any] = {"groups": [], "notes": list(found.notes)}
+    if found.notes:
+        report.paragraph(
+            f"Some of what lies in the folders is not in this report: {_counted(len(found.notes), 'note')} at the end."
+        )
+    for key, group in _groups(found.runs).items():
         study = Study(key, group)
         study.write_to(report)
         figures["groups"].append(study.figures())
+    if frames:
+        report.heading("The agents")
+        report.paragraph("Still frames, in report.html alone.")
     for caption, picture in (frames or {}).items():
         report.picture(picture, caption)
+    if found.notes:
+        report.heading("Not in this report")
+        report.points(found.notes)
     report.heading("What the intervals say")
     report.points(_FOOTER)
     report.write(out, finite_or_null(figures))
@@ -51,12 +80,14 @@ def write_report(folders: Iterable[Path], out: Path, frames: Mapping[str, str] |
 
 _FOOTER = (
     "A score is the mean episode return over 10 (0 to 100), averaged over tasks. Intervals are 95%.",
-    "Scores of several seeds: a stratified bootstrap (seeds resampled within each task, 10,000 draws). It says how the "
-    "mean would move with other training seeds of the same tasks, nothing about other tasks. With two or three seeds "
-    "it is too narrow.",
-    "Scores of one seed: a bootstrap over its evaluation episodes. It says nothing about other training seeds.",
+    "Scores over several seeds (over: seeds by task): a stratified bootstrap, seeds resampled within each task, 10,000 "
+    "draws. It says how the mean would move with other training seeds of the same tasks, nothing about other tasks. "
+    "With two or three seeds it is too narrow.",
+    "Scores of one seed (over: episodes): a bootstrap over its evaluation episodes. It says nothing about other "
+    "training seeds.",
     "Differences: arms of one seed share the order of data, the first weights and the evaluation episodes, and are "
     "subtracted before they are averaged; the interval is Student's t over the seeds, which is wide for few.",
+    "Arms are compared with the arm from scratch that has their batch and updates, and with no other.",
     "IQM: the interquartile mean over all tasks and seeds. Published figures are single runs on MT30 at full scale; "
     "those of another scale can be compared in order alone.",
 )
@@ -71,7 +102,11 @@ def _groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
 
 
 class Study:
-    """The runs of one task set at one scale, with the same other keys of a sweep (`variant`)."""
+    """The runs of one task set at one scale, with the same other keys of a sweep (`variant`).
+
+    Evaluations on other tasks than most, or with returns that are not finite, are left out of all figures; `notes`
+    names them.
+    """
 
     def __init__(self, key: tuple[str, str, str], runs: Sequence[Run]) -> None:
         self.task_set, self.scale, self.variant = key
@@ -79,41 +114,121 @@ class Study:
         self._arms: dict[str, dict[int, Run]] = defaultdict(dict)
         for run in runs:
             self._arms[run.arm][run.seed] = run
-        self._slug = "".join(c if c.isalnum() else "-" for c in "-".join(filter(None, key)))
+        self._slug = "-".join("".join(c if c.isalnum() else "-" for c in part) for part in key if part)
+        counts = Counter(frozenset(run.tasks) for run in runs if run.tasks)
+        self._usual = counts.most_common(1)[0][0] if counts else frozenset()
+        self._scores: dict[tuple[str, bool, str], ArmScore | None] = {}
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """In the order of their evaluations."""
+        return next((run.tasks for run in self.runs if frozenset(run.tasks) == self._usual), ())
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the reader has to know of single files."""
+        notes = [note for run in self.runs for note in run.notes]
+        for run in self.runs:
+            for (what, planned), result in run.evaluations.items():
+                if reason := self._unusable(result):
+                    way = "planned" if planned else "prior alone"
+                    notes.append(f"left out of the scores: {run.folder}, {what}, {way}: {reason}.")
+        settings: dict[str, set[str]] = defaultdict(set)
+        for run in self.runs:
+            final = run.evaluations.get(("final", True))
+            if final is not None and not self._unusable(final):
+                settings["episodes"].add(f"{len(final.episodes) / len(final.tasks):g} a task")
+                settings["mujoco"].add(str(final.versions.get("mujoco")))
+                for name in ("planner", "greedy"):
+                    settings[name].add(str(final.configuration.get(name)))
+        for name, values in settings.items():
+            if len(values) > 1:
+                notes.append(f"evaluations here differ in {name}: {'; '.join(sorted(values))}.")
+        return notes
+
+    def _unusable(self, result: EvaluationResult) -> str:
+        """Why an evaluation cannot stand beside the others; empty where it can."""
+        if frozenset(result.tasks) != self._usual:
+            return f"evaluated on other tasks ({', '.join(result.tasks)})"
+        if not all(np.isfinite(episode.episode_return) for episode in result.episodes):
+            return "not all of its returns are finite"
+        return ""
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def evaluations(self, arm: str, planned: bool, what: str = "final") -> dict[int, EvaluationResult]:
-        """By seed, those that are there."""
-        runs = self._arms.get(arm, {})
-        return {s: run.evaluations[what, planned] for s, run in runs.items() if (what, planned) in run.evaluations}
+        """By seed, those that are there and can be used."""
+        held = {seed: run.evaluations.get((what, planned)) for seed, run in self._arms.get(arm, {}).items()}
+        return {seed: result for seed, result in held.items() if result is not None and not self._unusable(result)}
 
     def score(self, arm: str, planned: bool, what: str = "final") -> ArmScore | None:
-        return arm_score(self.evaluations(arm, planned, what))
+        key = (arm, planned, what)
+        if key not in self._scores:
+            self._scores[key] = arm_score(self.evaluations(arm, planned, what))
+        return self._scores[key]
 
     def difference(self, first: str, second: str, planned: bool) -> ArmDifference | None:
-        """Second minus first."""
-        return arm_difference(self.evaluations(first, planned), self.evaluations(second, planned))
+        """Second minus first, on the seeds for which both had the same batch and updates."""
+        a, b = self.evaluations(first, planned), self.evaluations(second, planned)
+        same = [s for s in a.keys() & b.keys() if self._budget(first, s) == self._budget(second, s)]
+        return arm_difference({s: a[s] for s in same}, {s: b[s] for s in same})
+
+    def _budget(self, arm: str, seed: int) -> tuple[int, int]:
+        run = self._arms[arm][seed]
+        return run.steps, run.batch_size
 
     def scored(self) -> list[str]:
         """Arms with a final score, those of the tables first."""
         known = [arm for arm in NAMES if self.evaluations(arm, True)]
         return known + [arm for arm in self._arms if arm not in NAMES and self.evaluations(arm, True)]
 
+    def bases(self, arm: str) -> list[str]:
+        """Arms of the same batch and updates that an arm is compared with: the control, scratch, the papers' term."""
+        scratch = scratch_of(arm)
+        if scratch == SCRATCH:
+            return [base for base in (CONTROL, SCRATCH, DISTILLED) if base != arm]
+        return [] if scratch is None else [scratch]
+
+    def size(self, scheme: str | None) -> int | None:
+        """Bytes of the best run's file, as stored or by a scheme."""
+        sizes = [run.bytes_of(scheme) for run in self._arms.get(BEST, {}).values()]
+        return next((size for size in sizes if size is not None), None)
+
+    def curve(self, arm: str, metric: str, category: Any) -> list[Point]:
+        """A metric while training, mean over the seeds."""
+        return _mean_series([run.series(metric, category) for run in self._arms[arm].values()])
+
     def figures(self) -> dict[str, Any]:
         """All of it as plain data."""
-        arms = {
-            arm: {way: _plain(self.score(arm, planned)) for way, planned in _WAYS} | {"runs": len(self._arms[arm])}
-            for arm in self._arms
-        }
+        arms = {}
+        for arm, runs in self._arms.items():
+            whats = sorted({what for run in runs.values() for what, _ in run.evaluations} - {"final"})
+            curves = {metric: self.curve(arm, metric, category) for metric, category, _ in _LEARNING}
+            arms[arm] = {
+                **{way: _plain(self.score(arm, planned)) for way, planned in _WAYS},
+                "runs": len(runs),
+                "checkpoints": {
+                    what: {way: _plain(self.score(arm, planned, what)) for way, planned in _WAYS} for what in whats
+                },
+                "learning": {metric: [[p.x, p.y] for p in points] for metric, points in curves.items() if points},
+            }
         differences = {
             f"{arm} - {base}": {way: _plain(self.difference(base, arm, planned)) for way, planned in _WAYS}
-            for base in (CONTROL, SCRATCH, DISTILLED)
             for arm in self.scored()
-            if arm != base
+            for base in self.bases(arm)
         }
-        where = {"task_set": self.task_set, "scale": self.scale, "variant": self.variant}
-        return where | {"arms": arms, "differences": differences}
+        schemes = {row.scheme for table in TABLES for row in table.rows if row.arm == BEST}
+        return {
+            "task_set": self.task_set,
+            "scale": self.scale,
+            "variant": self.variant,
+            "tasks": list(self.tasks),
+            "arms": arms,
+            "differences": differences,
+            "bytes": {scheme or "float32": self.size(scheme) for scheme in sorted(schemes, key=str)},
+            "runs": [_run_figures(run) for run in self.runs],
+            "notes": self.notes,
+        }
 
     # -- the page ------------------------------------------------------------------------------------------------------
 
@@ -121,18 +236,24 @@ class Study:
         """Adds what these runs say."""
         where = f"scale {self.scale}" if self.scale else "runs without a scale"
         report.heading(", ".join(filter(None, (self.task_set, where, self.variant))))
-        done = [run for run in self.runs if ("final", True) in run.evaluations]
-        tasks = ", ".join(done[0].tasks) if done else "none evaluated yet"
-        report.paragraph(f"{len(done)} of {len(self.runs)} runs here have ended with their evaluation. Tasks: {tasks}.")
+        done = sum(("final", True) in run.evaluations for run in self.runs)
+        tasks = ", ".join(self.tasks) or "none evaluated yet"
+        report.paragraph(f"{done} of {len(self.runs)} runs here have ended with their evaluation. Tasks: {tasks}.")
         if self.scale in ("gpu", "cpu"):
             report.paragraph(
                 "Rows have the papers' names. What stands for their teachers, updates and batches at this scale is in "
                 f"config/scale/{self.scale}.yaml, and the updates and batch of each arm are at the end."
             )
         self._headline(report)
-        for table in TABLES:
-            if any(row.arm in self._arms for row in table.rows):
-                self._table(report, table)
+        held = [table for table in TABLES if any(row.arm in self._arms for row in table.rows)]
+        shown = [table for table in held if any(row.arm in self._arms and row.arm not in _SHARED for row in table.rows)]
+        shown = shown or held[:1]
+        for table in shown:
+            self._table(report, table)
+        without = [table for table in held if table not in shown]
+        if without:
+            report.heading("Tables of which no row of their own is here", 3)
+            report.code([self._command(table) for table in without])
         others = [arm for arm in self._arms if arm not in NAMES]
         if others:
             rows = tuple(Row(arm, arm) for arm in others)
@@ -147,61 +268,87 @@ class Study:
 
     def _headline(self, report: Report) -> None:
         report.heading("Does the teacher's reward make a better student?", 3)
-        rows = []
+        rows, fewest = [], 0
         for base, words in (
             (CONTROL, "distilled minus the dataset's own reward in its place"),
             (SCRATCH, "distilled minus scratch"),
         ):
             for way, planned in _WAYS:
-                rows.append([f"{words}, {way}", *_difference_cells(self.difference(base, DISTILLED, planned))])
-        report.table(["difference", "points", "95% interval", "seeds", "over"], rows)
+                difference = self.difference(base, DISTILLED, planned)
+                fewest = max(fewest, len(difference.seeds) if difference is not None else 0)
+                rows.append([f"{words}, {way}", *_difference_cells(difference)])
+        report.table(["difference", "points", "95% interval", "seeds", "over"], rows, "lrrll")
+        if fewest == 1:
+            report.paragraph(
+                "One seed: these intervals are over its evaluation episodes and say nothing about other training seeds."
+            )
+        elif fewest in (2, 3):
+            report.paragraph(
+                f"{fewest} seeds are few: the intervals of differences are wide for it, those of single arms below are "
+                "narrower than they should be."
+            )
+
+    def _command(self, table: StudyTable) -> str:
+        scale = f" scale={self.scale}" if self.scale else ""
+        return f"python tdmpc2/train.py -m experiment={table.experiment}{scale} seed=1,2,3"
 
     def _table(self, report: Report, table: StudyTable) -> None:
         report.heading(table.title, 3)
         published = any(row.published is not None for row in table.rows)
+        schemes = any(row.scheme is not None for row in table.rows)
         headers = ["arm", *(["published"] if published else [])]
+        headers += ["published MiB", "MiB here"] if schemes else []
         headers += ["planned", "95% interval", "IQM", "prior alone", "95% interval", "IQM", "seeds", "over"]
-        rows, marks = [], []
+        rows, marks, missing = [], [], False
         for row in table.rows:
             what = row.scheme or "final"
             planned, prior = self.score(row.arm, True, what), self.score(row.arm, False, what)
+            missing |= planned is None
             cells = [row.text, *([_number(row.published)] if published else [])]
-            cells += [*_score_cells(planned), *_score_cells(prior), *_seeds_cells(planned, self._arms.get(row.arm, {}))]
-            rows.append(cells)
-            marks.append(_mark(row.text, planned, row.published))
-        report.table(headers, rows)
-        if table.experiment and any("missing" in row for row in rows):
-            scale = f" scale={self.scale}" if self.scale else ""
-            report.paragraph(f"Missing rows: python tdmpc2/train.py -m experiment={table.experiment}{scale} seed=1,2,3")
+            if schemes:
+                cells += [_number(row.published_mib), _mib(self.size(row.scheme))]
+            cells += _score_cells(planned)
+            # The prior of a quantised student is not among what a run ends with.
+            cells += ["-"] * 3 if prior is None and row.scheme else _score_cells(prior)
+            rows.append([*cells, *_seeds_cells(planned, self._arms.get(row.arm, {}))])
+            marks.append(Mark(row.text, (_value(planned), _value(prior)), row.published))
+        report.table(headers, rows, "l" + "r" * (len(headers) - 3) + "ll")
+        if schemes:
+            report.paragraph(
+                "The papers' sizes are KiB over 1,000, of files with target Q; here float32 is the run's checkpoint, "
+                "with target Q, and the others are without it, as deployed."
+            )
+        if table.experiment and missing:
+            report.paragraph("The missing rows, and only those, are run by")
+            report.code([self._command(table)])
         name = f"{self._slug}-{table.name}"
-        report.chart(
-            name, interval_chart(marks, name, f"{table.title}, planned", "normalised score, 0 to 100"), table.title
-        )
+        chart = interval_chart(marks, _KINDS, name, table.title, "normalised score, 0 to 100")
+        report.chart(name, chart, table.title)
 
     def _differences(self, report: Report) -> None:
-        arms = self.scored()
-        if SCRATCH not in arms or len(arms) < 2:
-            return
-        report.heading("Every arm against scratch, and against the papers' objective", 3)
-        headers = ["arm", "planned - scratch", "95% interval", "prior - scratch", "95% interval"]
-        with_reward = DISTILLED in arms
-        headers += ["planned - d_coef 0.4", "95% interval", "seeds"] if with_reward else ["seeds"]
-        rows, marks = [], []
-        for arm in arms:
-            if arm == SCRATCH:
+        for base, words in ((None, "scratch, at the same batch and updates"), (DISTILLED, "the papers' objective")):
+            rows, marks = [], []
+            for arm in self.scored():
+                against = scratch_of(arm) if base is None else base
+                if against is None or against not in self.bases(arm):
+                    continue
+                planned, prior = self.difference(against, arm, True), self.difference(against, arm, False)
+                if planned is None:
+                    continue
+                name = NAMES.get(arm, arm)
+                cells = [*_difference_cells(planned)[:2], *_difference_cells(prior)[:2]]
+                rows.append([name, NAMES.get(against, against), *cells, *_difference_cells(planned)[2:]])
+                marks.append(Mark(name, (_difference_value(planned), _difference_value(prior))))
+            if not rows:
                 continue
-            planned, prior = self.difference(SCRATCH, arm, True), self.difference(SCRATCH, arm, False)
-            cells = [NAMES.get(arm, arm), *_difference_cells(planned)[:2], *_difference_cells(prior)[:2]]
-            if with_reward:
-                own = arm == DISTILLED
-                cells += ["-", "-"] if own else _difference_cells(self.difference(DISTILLED, arm, True))[:2]
-            rows.append([*cells, "-" if planned is None else _listed(planned.seeds)])
-            marks += [_difference_mark(f"{NAMES.get(arm, arm)}, planned", planned)]
-            marks += [_difference_mark(f"{NAMES.get(arm, arm)}, prior", prior)]
-        report.table(headers, rows)
-        name = f"{self._slug}-differences"
-        title = "Difference from scratch, paired by seed"
-        report.chart(name, interval_chart(marks, name, title, "points of normalised score", zero=True), title)
+            title = f"Every arm minus {words}"
+            report.heading(title, 3)
+            headers = ["arm", "minus", "planned", "95% interval", "prior alone", "95% interval", "seeds", "over"]
+            report.table(headers, rows, "llrrrrll")
+            name = f"{self._slug}-differences" if base is None else f"{self._slug}-differences-{base}"
+            name = "".join(c if c.isalnum() else "-" for c in name)
+            axis = "points of normalised score, paired by seed"
+            report.chart(name, interval_chart(marks, _KINDS, name, title, axis, zero=True), title)
 
     def _by_d_coef(self, report: Report) -> None:
         series = {}
@@ -220,14 +367,18 @@ class Study:
 
     def _by_steps(self, report: Report) -> None:
         series: dict[str, list[Point]] = {}
+        rows = []
         for arm in LONG:
             for way, planned in _WAYS:
-                scores = [(step, self.score(arm, planned, f"step_{step:08d}")) for step in self._saved(arm, planned)]
-                points = [_point(step, score) for step, score in scores if score is not None]
-                if points:
-                    series[f"{NAMES[arm]}, {way}"] = points
+                for step in self._saved(arm, planned):
+                    score = self.score(arm, planned, f"step_{step:08d}")
+                    if score is not None:
+                        series.setdefault(f"{NAMES[arm]}, {way}", []).append(_point(step, score))
+                        rows.append([NAMES[arm], way, f"{step:,}", *_score_cells(score), *_seeds_cells(score, {})])
         if series:
             self._lines(report, "steps", series, "Score against updates (figure 3)", "updates")
+            headers = ["arm", "acting", "updates", "score", "95% interval", "IQM", "seeds", "over"]
+            report.table(headers, rows, "llrrrrll")
 
     def _saved(self, arm: str, planned: bool) -> list[int]:
         """Steps of the saved checkpoints that were evaluated."""
@@ -239,40 +390,61 @@ class Study:
         table = next(table for table in TABLES if table.name == "table4")
         series: dict[str, list[Point]] = {}
         for row in table.rows:
-            score = self.score(row.arm, True, row.scheme or "final")
-            sizes = [run.bytes_of(row.scheme) for run in self._arms.get(BEST, {}).values()]
-            known = [size for size in sizes if size is not None]
-            if score is not None and known:
-                series[row.text] = [_point(known[0] / 2**20, score)]
+            score, size = self.score(row.arm, True, row.scheme or "final"), self.size(row.scheme)
+            if score is not None and size is not None:
+                series[row.text] = [_point(size / 2**20, score)]
         if series:
-            self._lines(report, "bytes", series, "Score against the size of the file (table 4)", "MiB", lines=False)
+            title = "Score against the size of the file, planned (table 4)"
+            self._lines(report, "bytes", series, title, "MiB", lines=False, labelled=True)
 
     def _learning(self, report: Report) -> None:
-        """Evaluations while training where there are any, else the loss that all arms share."""
-        for metric, category, ylabel in (
-            ("normalised_score", "eval", "normalised score"),
-            ("original_loss", "train", "the world model's own loss"),
-        ):
+        arms = self._foremost()
+        for metric, category, ylabel in _LEARNING:
             series = {}
-            for arm in self.scored()[:_MOST_LINES]:
-                points = _mean_series([run.series(metric, category) for run in self._arms[arm].values()])
+            for arm in arms:
+                points = self.curve(arm, metric, category)
                 if len(points) > 1:
                     series[NAMES.get(arm, arm)] = points
             if series:
                 self._lines(report, "learning", series, "Learning curves, mean over seeds", "updates", ylabel=ylabel)
+                if len(arms) < len(self.scored()):
+                    report.paragraph(
+                        f"{len(arms)} of {len(self.scored())} arms: scratch, the papers' objective, the control, and "
+                        "those with the best planned scores. All are in report.json."
+                    )
                 return
 
+    def _foremost(self) -> list[str]:
+        """The arms of the headline, then the best by planned score, as many as a chart can show."""
+        scored = self.scored()
+        first = [arm for arm in (SCRATCH, DISTILLED, CONTROL) if arm in scored]
+        others = sorted((arm for arm in scored if arm not in first), key=lambda arm: -_mean(self.score(arm, True)))
+        return (first + others)[:_MOST_LINES]
+
     def _by_task(self, report: Report) -> None:
-        better = [arm for arm in self.scored() if arm not in (SCRATCH, DISTILLED)]
-        best = max(better, key=lambda arm: getattr(self.score(arm, True), "mean", 0.0), default=None)
-        for arm in (DISTILLED, best):
-            difference = None if arm is None else self.difference(SCRATCH, arm, True)
-            if arm is None or difference is None:
-                continue
-            marks = [Mark(task, mean, *_ends(span)) for task, (mean, span) in difference.tasks.items()]
-            name = f"{self._slug}-tasks-{'distilled' if arm == DISTILLED else 'best'}"
-            title = f"{NAMES.get(arm, arm)} minus scratch, planned, by task"
-            report.chart(name, interval_chart(marks, name, title, "points", zero=True), title)
+        """Of the papers' arm and of the best other one of its budget, each minus scratch."""
+        others = [arm for arm in self.scored() if scratch_of(arm) == SCRATCH and arm != DISTILLED]
+        best = max(others, key=lambda arm: _mean(self.score(arm, True)), default=None)
+        shown = []
+        for what, arm in (("distilled", DISTILLED), ("best", best)):
+            planned = None if arm is None else self.difference(SCRATCH, arm, True)
+            if arm is not None and planned is not None:
+                shown.append((what, arm, planned, self.difference(SCRATCH, arm, False)))
+        if shown:
+            report.heading("By task: the papers' objective and the best other arm of its budget, minus scratch", 3)
+        for what, arm, planned, prior in shown:
+            rows, marks = [], []
+            for task, held in planned.tasks.items():
+                other = None if prior is None else prior.tasks.get(task)
+                cells = [cell for pair in (held, other) for cell in _pair_cells(pair)]
+                rows.append([task, *cells])
+                marks.append(Mark(task, tuple(None if p is None else Value(p[0], *_ends(p[1])) for p in (held, other))))
+            name = f"{self._slug}-tasks-{what}"
+            title = f"{NAMES.get(arm, arm)} minus scratch, by task"
+            report.chart(name, interval_chart(marks, _KINDS, name, title, "points", zero=True), title)
+            words = NAMES.get(arm, arm)
+            headers = [words, "planned", "95% interval", "prior alone", "95% interval"]
+            report.table(headers, rows)
 
     def _lines(
         self,
@@ -284,43 +456,54 @@ class Study:
         *,
         ylabel: str = "normalised score, 0 to 100",
         lines: bool = True,
+        labelled: bool = False,
     ) -> None:
         report.heading(title, 3)
         name = f"{self._slug}-{what}"
-        report.chart(name, line_chart(series, name, title, xlabel, ylabel, lines=lines), title)
+        report.chart(name, line_chart(series, name, title, xlabel, ylabel, lines=lines, labelled=labelled), title)
 
     def _how(self, report: Report) -> None:
         report.heading("How it was run", 3)
         rows = []
         for arm, runs in self._arms.items():
-            starts = [start for run in runs.values() for start in run.starts]
-            rates = [run.updates_per_second for run in runs.values() if run.updates_per_second is not None]
-            first = next(iter(runs.values()))
+            held = list(runs.values())
+            rates = [run.updates_per_second for run in held if run.updates_per_second is not None]
+            training = [run.training_minutes for run in held if run.training_minutes is not None]
+            evaluating = [_evaluation_minutes(run) for run in held if run.evaluations]
             rows.append(
                 [
                     arm,
                     _listed(sorted(runs)),
-                    f"{first.steps:,}",
-                    str(first.batch_size),
-                    f"{np.median(rates):.1f}" if rates else "-",
-                    _all_of(start.commit for start in starts),
-                    _all_of(start.machine for start in starts),
-                    _all_of(start.versions for start in starts),
+                    _all_of(f"{run.steps:,}" for run in held),
+                    _all_of(str(run.batch_size) for run in held),
+                    *(f"{median(values):.1f}" if values else "-" for values in (rates, training, evaluating)),
+                    _all_of(start.commit for run in held for start in run.starts),
                 ]
             )
-        headers = ["arm", "seeds", "updates", "batch", "updates/s", "commit (+: changed)", "machine", "versions"]
-        report.table(headers, rows)
-        commands = sorted({run.starts[-1].command for run in self.runs if run.starts})
+        headers = ["arm", "seeds", "updates", "batch", "updates/s", "training, min", "evaluations, min"]
+        report.table([*headers, "commit (+: changed)"], rows, "llrrrrrl")
+        starts = [start for run in self.runs for start in run.starts]
+        report.paragraph(
+            "Medians over the seeds; training from the last start to the last update. Used, by number of starts:"
+        )
+        used = (("machine", "machine"), ("versions", "versions"))
+        said = [
+            f"{words}: {value} ({count})"
+            for words, name in used
+            for value, count in Counter(getattr(start, name) for start in starts).most_common()
+        ]
+        report.points(said or ["nothing is recorded: these runs have no run.json."])
+        commands = sorted({start.command for start in starts if start.command})
         if commands:
-            report.paragraph(f"Commands, the first of {len(commands)}: {commands[0]}")
-        notes = [note for run in self.runs for note in run.notes]
+            report.paragraph("Commands:")
+            report.code(commands)
         unfinished = [str(run.folder) for run in self.runs if ("final", True) not in run.evaluations]
         if unfinished:
-            report.paragraph(
-                f"Without a final evaluation: {', '.join(unfinished)}. The same command goes on with them."
-            )
-        if notes:
-            report.points(notes)
+            report.paragraph("Without a final evaluation; the same command goes on with them:")
+            report.points(unfinished)
+        if self.notes:
+            report.paragraph("Of single files:")
+            report.points(self.notes)
 
 
 # -- cells and marks --------------------------------------------------------------------------------------------------
@@ -342,9 +525,9 @@ def _score_cells(score: ArmScore | None) -> list[str]:
 
 def _seeds_cells(score: ArmScore | None, runs: Mapping[int, Run]) -> list[str]:
     if score is None:
-        return ["none" if not runs else f"{_listed(sorted(runs))} unfinished", "-"]
+        return ["none" if not runs else f"{_listed(sorted(runs))} without a score", "-"]
     missing = sorted(runs.keys() - set(score.seeds))
-    return [_listed(score.seeds) + (f" ({_listed(missing)} unfinished)" if missing else ""), score.over]
+    return [_listed(score.seeds) + (f" ({_listed(missing)} without a score)" if missing else ""), score.over]
 
 
 def _difference_cells(difference: ArmDifference | None) -> list[str]:
@@ -365,14 +548,28 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
-def _mark(label: str, score: ArmScore | None, published: float | None) -> Mark:
-    if score is None:
-        return Mark(label, None, published=published)
-    return Mark(label, score.mean, *_ends(score.interval), published)
+def _value(score: ArmScore | None) -> Value | None:
+    return None if score is None else Value(score.mean, *_ends(score.interval))
 
 
-def _difference_mark(label: str, difference: ArmDifference | None) -> Mark:
-    return Mark(label, None) if difference is None else Mark(label, difference.mean, *_ends(difference.interval))
+def _difference_value(difference: ArmDifference | None) -> Value | None:
+    return None if difference is None else Value(difference.mean, *_ends(difference.interval))
+
+
+def _pair_cells(pair: tuple[float, Interval | None] | None) -> list[str]:
+    return ["missing", "-"] if pair is None else [f"{pair[0]:+.2f}", _span(pair[1], "+")]
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _mib(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.2f}"
+
+
+def _mean(score: ArmScore | None) -> float:
+    return -np.inf if score is None else score.mean
 
 
 def _point(x: float, score: ArmScore) -> Point:
@@ -386,6 +583,26 @@ def _mean_series(series: Sequence[Sequence[tuple[int, float]]]) -> list[Point]:
         return []
     steps = sorted(set(held[0]).intersection(*held[1:]))
     return [Point(step, float(np.mean([points[step] for points in held]))) for step in steps]
+
+
+def _evaluation_minutes(run: Run) -> float:
+    """Of all its evaluations; that of the last saved checkpoint is the final one's again."""
+    last = f"step_{run.steps:08d}"
+    return sum(result.wall_seconds for (what, _), result in run.evaluations.items() if what != last) / 60
+
+
+def _run_figures(run: Run) -> dict[str, Any]:
+    return {
+        "folder": str(run.folder),
+        "arm": run.arm,
+        "seed": run.seed,
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "updates_per_second": run.updates_per_second,
+        "training_minutes": run.training_minutes,
+        "finished": ("final", True) in run.evaluations,
+        "starts": [asdict(start) for start in run.starts],
+    }
 
 
 def _plain(figure: ArmScore | ArmDifference | None) -> dict[str, Any] | None:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EvaluationResult
 from tdmpc2.evaluation.scores import DRAWS, LEVEL, RETURN_TO_SCORE, Interval, paired_difference, score_with_interval
 
-Over = Literal["seeds and tasks", "seeds", "episodes", "nothing"]
+Over = Literal["seeds by task", "seeds", "episodes", "nothing"]
 """What an interval says something about."""
 
 
@@ -63,18 +64,21 @@ class ArmDifference:
 
 
 def arm_score(runs: Mapping[int, EvaluationResult]) -> ArmScore | None:
-    """Of the evaluations by seed, on the tasks that all have; None without any."""
-    if not runs:
-        return None
+    """Of the evaluations by seed, on the tasks that all have; None without any. No interval where a return is not
+    finite."""
     tasks, seeds = _common(runs.values()), tuple(sorted(runs))
+    if not tasks:
+        return None
     values = np.array([[_task_score(runs[seed], task) for seed in seeds] for task in tasks])  # [tasks, seeds]
     mean, iqm = float(values.mean()), float(stats.trim_mean(values.ravel(), 0.25))
     interval: Interval | None
     if len(seeds) == 1:
         interval = score_with_interval(runs[seeds[0]].returns()).interval
         over: Over = "episodes" if interval is not None else "nothing"
+    elif not np.isfinite(values).all():
+        interval, over = None, "nothing"
     elif not np.ptp(values, axis=1).any():
-        interval, over = Interval(mean, mean), "seeds and tasks"
+        interval, over = Interval(mean, mean), "seeds by task"
     else:
 
         def mean_over_tasks(*strata: NDArray[np.float64], axis: int) -> Any:
@@ -83,38 +87,54 @@ def arm_score(runs: Mapping[int, EvaluationResult]) -> ArmScore | None:
         found = stats.bootstrap(
             tuple(values), mean_over_tasks, n_resamples=DRAWS, confidence_level=LEVEL, method="percentile", rng=0
         ).confidence_interval
-        interval, over = Interval(float(found.low), float(found.high)), "seeds and tasks"
+        interval, over = Interval(float(found.low), float(found.high)), "seeds by task"
     return ArmScore(mean, iqm, interval, over, seeds, dict(zip(tasks, values.mean(axis=1).tolist(), strict=True)))
 
 
 def arm_difference(
     first: Mapping[int, EvaluationResult], second: Mapping[int, EvaluationResult]
 ) -> ArmDifference | None:
-    """Second minus first, paired by seed: same data order, first weights and episodes; None without a common seed."""
+    """Second minus first, paired by seed: same data order, first weights and episodes; None without a common seed
+    and task."""
     seeds = tuple(sorted(first.keys() & second.keys()))
-    if not seeds:
-        return None
     tasks = _common([first[seed] for seed in seeds] + [second[seed] for seed in seeds])
+    if not tasks:
+        return None
     values = np.array(
         [[_task_score(second[seed], t) - _task_score(first[seed], t) for seed in seeds] for t in tasks]
     )  # [tasks, seeds]
     each = values.mean(axis=0)
-    by_task: dict[str, tuple[float, Interval | None]] = {}
+    over: Over
     if len(seeds) == 1:
-        paired = paired_difference(first[seeds[0]].returns_by_key(), second[seeds[0]].returns_by_key())
-        interval = paired.interval if paired.over == "episodes" else None
-        for task, difference in paired.tasks.items():
-            span = difference.interval
-            scaled = None if span is None else Interval(span.low * RETURN_TO_SCORE, span.high * RETURN_TO_SCORE)
-            by_task[task] = (difference.difference * RETURN_TO_SCORE, scaled)
-        over: Over = "episodes" if interval is not None else "nothing"
+        interval, spans = _over_episodes(first[seeds[0]], second[seeds[0]])
+        over = "episodes" if interval is not None else "nothing"
     else:
-        interval, over = _students_t(each), "seeds"
-        by_task = {task: (float(row.mean()), _students_t(row)) for task, row in zip(tasks, values, strict=True)}
+        interval, spans = _students_t(each), {t: _students_t(row) for t, row in zip(tasks, values, strict=True)}
+        over = "seeds" if interval is not None else "nothing"
+    by_task = {task: (float(row.mean()), spans.get(task)) for task, row in zip(tasks, values, strict=True)}
     return ArmDifference(float(each.mean()), interval, over, seeds, tuple(each.tolist()), by_task)
 
 
-def _students_t(values: NDArray[np.float64]) -> Interval:
+def _over_episodes(
+    first: EvaluationResult, second: EvaluationResult
+) -> tuple[Interval | None, dict[str, Interval | None]]:
+    """Intervals of a single pair of runs, overall and by task, in points; none where they share no episode."""
+    try:
+        paired = paired_difference(first.returns_by_key(), second.returns_by_key())
+    except UserError:
+        return None, {}
+    spans = {
+        task: None
+        if d.interval is None
+        else Interval(d.interval.low * RETURN_TO_SCORE, d.interval.high * RETURN_TO_SCORE)
+        for task, d in paired.tasks.items()
+    }
+    return paired.interval if paired.over == "episodes" else None, spans
+
+
+def _students_t(values: NDArray[np.float64]) -> Interval | None:
+    if not np.isfinite(values).all():
+        return None
     if not np.ptp(values):
         return Interval(float(values[0]), float(values[0]))
     found = stats.ttest_1samp(values, 0).confidence_interval(LEVEL)
@@ -124,6 +144,8 @@ def _students_t(values: NDArray[np.float64]) -> Interval:
 def _common(results: Any) -> list[str]:
     """Tasks that all have, in the first's order."""
     every: Sequence[EvaluationResult] = list(results)
+    if not every:
+        return []
     return [task for task in every[0].tasks if all(task in result.tasks for result in every)]
 
 

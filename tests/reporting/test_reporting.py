@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import pytest
 
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_bytes, atomic_write_text, write_error
-from tdmpc2.reporting.charts import Mark, Point, interval_chart, line_chart
+from tdmpc2.reporting.charts import Mark, Point, Value, interval_chart, line_chart
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.reporting.plots import SizedScore, _spread, learning_curves, score_bars, score_by_size, task_bars
 from tdmpc2.reporting.progress import Progress, duration
@@ -539,8 +540,9 @@ def test_a_page_is_whole_in_itself(tmp_path: Path) -> None:
     report = Report('Runs of <b>& "others"')
     report.paragraph("One | two\nthree")
     report.table(["arm", "score"], [["<script>alert(1)</script>", "1.0"], ["a|b", "2.0"]])
-    marks = [Mark("a", 1.0, 0.5, 1.5, 2.0), Mark("<none>", None)]
-    report.chart("first", interval_chart(marks, "first", "Scores", "points", zero=True), "Scores")
+    marks = [Mark("a", (Value(1.0, 0.5, 1.5), Value(math.nan)), 2.0), Mark("<none>", (None, None))]
+    kinds = ("planned", "prior")
+    report.chart("first", interval_chart(marks, kinds, "first", "Scores", "points", zero=True), "Scores")
     series = {f"line {n}": [Point(0, n), Point(1, n + 1, n, n + 2)] for n in range(9)}
     report.chart("second", line_chart(series, "second", "Lines", "updates", "score"), "Lines")
     report.points(["one", "two"])
@@ -553,7 +555,7 @@ def test_a_page_is_whole_in_itself(tmp_path: Path) -> None:
     assert {reference[1:] for reference in outline.references} <= {*outline.ids}
     assert "<script>" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<p>One | two three</p>" in text
-    assert "missing" in text and "missing" not in interval_chart(marks[:1], "x", "t", "u")
+    assert "missing" in text and "missing" not in interval_chart(marks[:1], kinds, "x", "t", "u")
     report.write(tmp_path, {})
     assert names(tmp_path) == ["first.svg", "report.html", "report.json", "report.md", "second.svg"]
     markdown = (tmp_path / "report.md").read_text()
@@ -561,3 +563,33 @@ def test_a_page_is_whole_in_itself(tmp_path: Path) -> None:
     assert (tmp_path / "second.svg").read_text().startswith("<svg")
     again = line_chart(series, "second", "Lines", "updates", "score")
     assert again == (tmp_path / "second.svg").read_text(), "the same figures give the same chart"
+
+
+def test_charts_refuse_marks_of_other_kinds() -> None:
+    with pytest.raises(ValueError, match="a has 1 values, expected 2"):
+        interval_chart([Mark("a", (Value(1.0),))], ("planned", "prior"), "x", "t", "u")
+
+
+def test_labels_of_near_points_are_written_apart() -> None:
+    series = {f"scheme {n}": [Point(1 + n / 100, 50 + n / 100)] for n in range(5)} | {"far": [Point(5, 20)]}
+    svg = line_chart(series, "x", "t", "MiB", "score", lines=False, labelled=True)
+    places = {text: float(y) for y, text in re.findall(r'<text [^>]* y="([\d.]+)"[^>]*>(scheme \d|far)<', svg)}
+    heights = sorted(places.values())
+    assert len(places) == 6 and all(b - a > 8 for a, b in itertools.pairwise(heights)), places
+
+
+def test_markdown_shows_plain_texts_as_they_are() -> None:
+    report = Report("A <b>")
+    report.heading("*x* [y](z)\n# not a heading", 3)
+    report.points(["`a` _b_ reward_0.40 a|b"])
+    report.table(["arm", "what", "score"], [["<i>|", "*", "1"]], "llr")
+    report.code(["train.py a=<b>", "second\nline"])
+    assert report.markdown() == (
+        "# A \\<b>\n\n### \\*x\\* \\[y\\](z)\\\\n# not a heading\n\n"
+        "- \\`a\\` \\_b\\_ reward_0.40 a|b\n\n"
+        "| arm    | what | score |\n| ------ | ---- | ----: |\n| \\<i>\\| | \\*   |     1 |\n\n"
+        "    train.py a=<b>\n    second\\nline\n"
+    )
+    page = report.html()
+    assert '<td class="left">&lt;i&gt;|</td>' in page and "<td>1</td>" in page
+    assert '<pre class="wide">train.py a=&lt;b&gt;\nsecond\\nline</pre>' in page
