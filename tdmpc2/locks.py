@@ -84,6 +84,11 @@ class FolderLock:
             time.sleep(0.01)
         raise InUse(str(self.folder))
 
+    @property
+    def descriptor(self) -> int | None:
+        """Of the folder, while it is locked itself: a process that inherits it holds the lock as well."""
+        return self._descriptor
+
     def release(self) -> None:
         """Lets go; a folder that holds nothing but the lock is emptied, and removed if it was made for it."""
         self._tidy()

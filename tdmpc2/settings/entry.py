@@ -12,9 +12,10 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from tdmpc2.errors import UserError, as_user_error
-from tdmpc2.settings.checks import check_hydra_keys, keys_of, one_line, schema_of
+from tdmpc2.settings.checks import check_hydra_keys, check_known, keys_of, one_line, schema_of
 from tdmpc2.settings.jobs import Jobs, OnSweep, remove_empty
 from tdmpc2.settings.launchers import register_launchers
 from tdmpc2.settings.schema import IN_PATH, NOT_IN_NAMES, TEXT_KEYS, register_schemas
@@ -65,6 +66,22 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], float | No
         return main
 
     return decorate
+
+
+def composed(program: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that a program gets from a command line, for a program that starts it.
+
+    Raises:
+        UserError: where the program would not take it.
+    """
+    register_schemas()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+            config = hydra.compose(config_name=program, overrides=_Command(overrides).arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error, tuple(keys_of(schema_of(program))))) from None
+    check_known(config, program)
+    return config
 
 
 # -- paths -------------------------------------------------------------------------------------------------------------
