@@ -33,8 +33,7 @@ def coefficients(settings: TrainSettings) -> str:
 def main(config: DictConfig) -> float | None:
     """One run, with the evaluations that it ends with; the final planned score, for a search."""
     set_matmul_precision(config.matmul_precision)
-    if config.deterministic:
-        be_deterministic()
+    be_deterministic(config.deterministic)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir), sweep=sweep)
     settings = replace(settings, log_name="train.log")

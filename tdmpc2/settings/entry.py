@@ -149,14 +149,15 @@ def _quoted(argument: str, parser: OverridesParser, sweeps: bool) -> str:
     return f"{key}='{escaped}'"
 
 
-def be_deterministic() -> None:
-    """Deterministic operations alone, from now on; before CUDA starts.
+def be_deterministic(chosen: bool) -> None:
+    """Deterministic operations alone from now on, or any; before CUDA starts.
 
     An operation that has no deterministic form is told in a warning, by its name, and runs all the same.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    if chosen:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(chosen, warn_only=chosen)  # a sweep may hold jobs of both kinds
 
 
 def set_matmul_precision(name: str) -> None:

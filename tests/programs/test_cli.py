@@ -31,6 +31,7 @@ from tdmpc2.envs.rendering import choose_backend
 from tdmpc2.errors import RenderError
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.reporting.sinks import read_metrics
+from tdmpc2.settings.entry import be_deterministic
 
 TRAIN, EVALUATE = "tdmpc2/train.py", "tdmpc2/evaluate.py"
 COLLECT, QUANTIZE = "scripts/collect.py", "scripts/quantize.py"
@@ -119,6 +120,26 @@ def test_a_sweep_keeps_each_run_in_its_own_folder(tmp_path: Path) -> None:
     succeeded(TRAIN, "-m", *DUO_KEYS, *keys[2:], "exp_name=seeds", "seed=1,2", cwd=tmp_path)
     assert len(list((tmp_path / "logs" / "duo" / "seeds").rglob("final.safetensors"))) == 2
     assert {path.split("/")[0] for path in files_in(tmp_path)} == {"logs"}
+
+
+def test_deterministic_runs_end_with_the_same_bits(tmp_path: Path) -> None:
+    keys = (*TINY, f"data_dir={store_path()}", "steps=4", "teacher=1M", "teacher.random_weights=true", "d_coef=0.4")
+    done = started(TRAIN, "-m", *keys, "deterministic=true", "exp_name=a,b", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", "no operation lacks a deterministic form on a CPU"
+    first, second = (read_checkpoint(path).tensors for path in sorted(tmp_path.rglob("final.safetensors")))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_deterministic_is_set_and_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # put back as it was afterwards
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        be_deterministic(True)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        be_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_mistakes_get_one_line_and_leave_nothing(tmp_path: Path) -> None:
