@@ -106,9 +106,10 @@ class RunOutputs:
         if "log" in due and metrics is not None:
             self._log(step, metrics)
         score = None
+        # Without a state, checkpoints of a run that is killed would be taken for another's.
+        if metrics is not None and ("eval" in due or ("save" in due and not self._run.states.exists())):
+            self.save_state(step, pending=True)
         if "eval" in due:
-            if metrics is not None:
-                self.save_state(step, pending=True)
             score = self._evaluate(step)
             if self._run.ranks.any(self._writes and score is None, self._run.settings.device):
                 return False

@@ -51,13 +51,14 @@ def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ran
             print(f"resuming {settings.run_dir} at step {run.start:,} of {settings.steps:,}")
         interrupt, began = Interrupt(), time.perf_counter()
         with RunOutputs(run, Schedule.of(settings), interrupt) as outputs, interrupt.watching():
-            if ranks.first:
+            records = ranks.first and (run.start < settings.steps or run.pending)  # else nothing is left to do
+            if records:
                 record_start(settings.run_dir, settings.device, run.start)
             step, done = run_updates(run, outputs, interrupt)
             outputs.finish(step, done)
         seconds = time.perf_counter() - began
         whole = done and step == settings.steps
-        if whole and ranks.first:
+        if whole and records:
             record_end(settings.run_dir, step, (step - run.start) / seconds if seconds > 0 else 0.0)
     return TrainResult(
         step=step,

@@ -74,6 +74,7 @@ def test_a_run_writes_checkpoints_metrics_state_and_configuration(tmp_path: Path
         "config.json",
         "metrics.csv",
         "metrics.jsonl",
+        "run.json",
         "run.lock",
         "state/latest.pt",
         "state/previous.pt",
