@@ -29,6 +29,7 @@ from train_step import multiply_adds, rates, synchronise
 from tdmpc2.agent import Agent, resolve_device
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.results import this_machine
+from tdmpc2.evaluation.runner import device_name
 from tdmpc2.execution import Execution
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.model import ModelDims, WorldModel, model_dims
@@ -211,7 +212,7 @@ def main() -> None:
     known = ["plain", *(f"{way}-{half}".removesuffix("-") for way in WAYS for half in ARITHMETIC)]
     if wrong := [mode for mode in modes if mode not in known]:
         raise UserError(f"mode {wrong[0]} is unknown; choose of {', '.join(known)}.")
-    here = this_machine(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
+    here = this_machine(device_name(device))
     name = here.cpu if device.type == "cpu" else here.device
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows: list[Row] = []

@@ -33,6 +33,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.distillation import Lessons, Teacher, random_teacher
 from tdmpc2.errors import UserError, run_program
 from tdmpc2.evaluation.results import this_machine
+from tdmpc2.evaluation.runner import device_name
 from tdmpc2.execution import Execution
 from tdmpc2.execution.capabilities import half_product_problem
 from tdmpc2.fileio import atomic_write_text
@@ -305,7 +306,7 @@ def main() -> None:
         row = measure(*chosen, device, arguments.memory_cap_gb, arguments.seconds)
         print(json.dumps(asdict(row)))
         return
-    here = this_machine(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
+    here = this_machine(device_name(device))
     machine = {**asdict(here), "threads": torch.get_num_threads(), "versions": package_versions()}
     name = here.cpu if device.type == "cpu" else here.device
     products = {"": torch.float32, "bf16": torch.bfloat16}

@@ -162,13 +162,13 @@ def evaluate(
             EpisodeResult(e.job.task, e.job.episode, e.job.seed, e.episode_return, e.length) for e in finished
         ),
         configuration=dict(configuration or {}),
-        machine=this_machine(_device_name(agent.device)),
+        machine=this_machine(device_name(agent.device)),
         wall_seconds=seconds,
         decisions=sum(e.length for e in finished),
     )
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """What a results file calls a device: a GPU by its model, since `cuda:0` says nothing to a reader."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 

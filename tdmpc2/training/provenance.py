@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tdmpc2.evaluation.results import this_machine
+from tdmpc2.evaluation.runner import device_name
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.jsontext import parse_json
 from tdmpc2.versions import package_versions
@@ -30,7 +31,7 @@ def record_start(run_dir: Path, device: torch.device, step: int) -> None:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             **commit(),
             "versions": package_versions(),
-            "machine": asdict(this_machine(_device_name(device))),
+            "machine": asdict(this_machine(device_name(device))),
             "threads": torch.get_num_threads(),
             "from_step": step,
             "began": _now(),
@@ -78,7 +79,3 @@ def _write(run_dir: Path, record: dict[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
