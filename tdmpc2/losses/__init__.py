@@ -4,7 +4,7 @@ from tdmpc2.losses.noise import UpdateNoise, dropout_factors
 from tdmpc2.losses.policy import PolicyTerms, policy_terms
 from tdmpc2.losses.running_scale import RunningScale
 from tdmpc2.losses.weights import LossWeights
-from tdmpc2.losses.world_model import LossTerms, WorldModelLosses, task_of, td_targets, world_model_losses
+from tdmpc2.losses.world_model import LossTerms, WorldModelLosses, td_targets, world_model_losses
 
 __all__ = [
     "LossTerms",
@@ -15,7 +15,6 @@ __all__ = [
     "WorldModelLosses",
     "dropout_factors",
     "policy_terms",
-    "task_of",
     "td_targets",
     "world_model_losses",
 ]

@@ -15,7 +15,7 @@ from tdmpc2.losses.noise import UpdateNoise
 from tdmpc2.losses.rollout import decay, picked_heads
 from tdmpc2.losses.weights import LossWeights
 from tdmpc2.model import WorldModel, two_hot_cross_entropy
-from tdmpc2.objectives import Objective, Rollout
+from tdmpc2.objectives import Objective, Rollout, task_of
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,3 @@ def world_model_losses(
             distillation[objective.name] = objective.loss(model, batch, rollout)
             total = total + objective.coef * distillation[objective.name]
     return WorldModelLosses(consistency, reward, value, original, distillation, total, z.detach())
-
-
-def task_of(model: WorldModel, batch: Batch) -> Tensor | None:
-    """Task ids int64 [B] as the model takes them: None for a single-task model."""
-    return batch.task if model.dims.num_tasks else None

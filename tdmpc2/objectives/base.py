@@ -174,6 +174,11 @@ def check_same_bins(name: str, student: ModelDims, teacher: ModelDims | None) ->
         )
 
 
+def task_of(model: WorldModel, batch: Batch) -> Tensor | None:
+    """Task ids int64 [B] as the model takes them: None for a single-task model."""
+    return batch.task if model.dims.num_tasks else None
+
+
 def own_action_error(model: WorldModel, batch: Batch, mean: Tensor, target: Tensor) -> Tensor:
     """Squared error of actions [T, B, A], its mean over the actions that each slice's task has: [T, B]."""
     error = (mean - target).square()

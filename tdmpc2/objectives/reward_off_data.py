@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tdmpc2.data.batch import Batch
 from tdmpc2.keys import THIS_PROJECT, key
 from tdmpc2.model import Part, WorldModel
-from tdmpc2.objectives.base import Knowledge, Objective, Rollout, coefficient
+from tdmpc2.objectives.base import Knowledge, Objective, Rollout, coefficient, task_of
 from tdmpc2.ranges import MOST_SCALE, Within
 
 
@@ -47,6 +47,5 @@ class RewardOffDataDistillation(Objective):
         return {"action": actions, "reward": teacher.model.decode(logits)}
 
     def loss(self, model: WorldModel, batch: Batch, rollout: Rollout) -> Tensor:
-        task = batch.task if model.dims.num_tasks else None
-        logits = model.reward(rollout.latents[:1], self.target(batch, "action"), task)
+        logits = model.reward(rollout.latents[:1], self.target(batch, "action"), task_of(model, batch))
         return F.mse_loss(model.decode(logits), self.target(batch, "reward"))

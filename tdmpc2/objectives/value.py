@@ -11,7 +11,7 @@ from torch import Tensor
 from tdmpc2.data.batch import Batch
 from tdmpc2.keys import THIS_PROJECT
 from tdmpc2.model import Part, WorldModel, two_hot_cross_entropy
-from tdmpc2.objectives.base import Knowledge, Objective, Rollout, coefficient
+from tdmpc2.objectives.base import Knowledge, Objective, Rollout, coefficient, task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,7 @@ class ValueDistillation(Objective):
         return {"action": others, "value": model.decode(logits).mean(0)}
 
     def loss(self, model: WorldModel, batch: Batch, rollout: Rollout) -> Tensor:
-        task = batch.task if model.dims.num_tasks else None
-        others = model.q_values(rollout.latents[:1], self.target(batch, "action"), task)
+        others = model.q_values(rollout.latents[:1], self.target(batch, "action"), task_of(model, batch))
         logits = torch.cat([rollout.q_logits[:, :1].to(others.dtype), others], dim=1)  # [E, 3, B, bins]
         values = self.target(batch, "value").expand(logits.shape[0], -1, -1, -1)
         return two_hot_cross_entropy(logits, values, model.dims.vmin, model.dims.vmax).mean()

@@ -21,11 +21,10 @@ from tdmpc2.losses import (
     RunningScale,
     UpdateNoise,
     policy_terms,
-    task_of,
     world_model_losses,
 )
 from tdmpc2.model import WorldModel
-from tdmpc2.objectives import Objective
+from tdmpc2.objectives import Objective, task_of
 from tdmpc2.ranges import MOST_FLOAT, Share, Within
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.ranks import Ranks
