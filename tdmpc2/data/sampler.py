@@ -259,6 +259,18 @@ class Prefetcher:
         """As the sampler says it."""
         return self._sampler.drawn(step)
 
+    def state(self) -> dict[str, Any]:
+        """Nothing: a batch is a function of the seed and the step."""
+        return {}
+
+    def news(self) -> list[dict[str, float]]:
+        """None: a store does not change."""
+        return []
+
+    def standing(self) -> dict[str, float]:
+        """Nothing beside the step."""
+        return {}
+
     def close(self) -> None:
         """Stops and joins the threads; batches prepared ahead are dropped."""
         with self._changed:

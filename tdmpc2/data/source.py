@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from tdmpc2.data.batch import Batch
+
+
+class Interrupted(Exception):
+    """Raised in place of a batch by a source that must first act, when the run is asked to stop meanwhile."""
 
 
 class BatchSource(Protocol):
@@ -25,3 +29,12 @@ class BatchSource(Protocol):
 
     def drawn(self, step: int) -> str:
         """What the batch of update `step`, counted from 0, was drawn from, in words: "episodes 3, 7"."""
+
+    def state(self) -> dict[str, Any]:
+        """What it goes on from beside the number of updates, for the training state; what that needs is kept."""
+
+    def news(self) -> list[dict[str, float]]:
+        """What happened since this was last asked, as rows of the log: episodes that ended."""
+
+    def standing(self) -> dict[str, float]:
+        """Where it stands, to be logged beside losses and scores: decisions taken."""

@@ -242,6 +242,29 @@ class EpisodeStore:
                 return past if past.fingerprint == fingerprint else None
         return None
 
+    def cut_back(self, episodes: int, fingerprint: str) -> bool:
+        """Makes the store what it was when it had that many episodes; those added since are gone.
+
+        For a run that goes on from an earlier state and makes them again. False, and nothing is changed, where the
+        store never was that one (see `prefix`). The next writer frees the space.
+        """
+        lock = FolderLock(self.path, _LOCK)
+        try:
+            lock.acquire()
+        except InUse:
+            raise _in_use(self.path) from None
+        try:
+            self._reload()
+            past = self.prefix(episodes, fingerprint)
+            if past is None:
+                return False
+            if episodes < len(self):
+                self._write_header(past.header)
+                self._reload()
+            return True
+        finally:
+            lock.release()
+
     def __len__(self) -> int:
         """The number of episodes."""
         return sum(segment.episodes for segment in self.header.segments)

@@ -97,6 +97,11 @@ class Lessons:
             targets |= {f"{objective.name}.{what}": values for what, values in objective.ask(view).items()}
         return replace(batch, targets=targets)
 
+    @property
+    def fits(self) -> str:
+        """The name of an objective that wants to see batches before the first update; empty where none does."""
+        return next((objective.name for objective in self._objectives if objective.fit_batches), "")
+
     @torch.no_grad()
     def fit(self, batches: Iterator[Batch]) -> None:
         """Lets objectives see batches before the first update, those that want to."""

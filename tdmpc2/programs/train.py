@@ -1,6 +1,7 @@
-"""Trains or distils a student.
+"""Trains or distils a student, from a store or online.
 
 python tdmpc2/train.py task=mt30 model_size=1 teacher=317M teacher.checkpoint=mt30-317M.pt d_coef=0.4
+python tdmpc2/train.py mode=online task=walker-walk model_size=5 steps=50_000
 torchrun --nproc_per_node=2 tdmpc2/train.py … splits every batch over two GPUs (or, without any, two CPU processes)
 """
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from tdmpc2.distillation import Teacher
 from tdmpc2.embedded import embedded_folder, embedded_store
+from tdmpc2.envs.gym_env import ACTION_REPEAT
 from tdmpc2.errors import UserError
 from tdmpc2.keys import keys_in
 from tdmpc2.settings.convert import teacher_of, train_settings
@@ -27,6 +29,17 @@ def coefficients(settings: TrainSettings) -> str:
     """Those of the run's objectives, in words."""
     named = [(held.name, o.coef) for o in settings.objectives for f, held in keys_in(o) if f.name == "coef"]
     return ", ".join(f"{name} {value:g}" for name, value in named)
+
+
+def acting(settings: TrainSettings) -> str:
+    """What an online run does, in words: `steps` are decisions, of two environment steps each."""
+    online = settings.online
+    assert online is not None
+    envs = online.envs(settings.task_set)
+    return (
+        f"{settings.steps:,} decisions ({settings.steps * ACTION_REPEAT:,} environment steps) with the {online.act_with} "
+        f"in {envs} environment{'s' if envs > 1 else ''}, {settings.updates:,} updates"
+    )
 
 
 @hydra_entry("train")
@@ -65,7 +78,7 @@ def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
     """Does the run's updates, unless it has ended already; False when it was interrupted."""
     if finished_run(settings) is not None:
         if ranks.first:
-            print(f"{settings.run_dir} has ended already, after {settings.steps:,} updates")
+            print(f"{settings.run_dir} has ended already, after {settings.updates:,} updates")
         return True
     if config.make_data:
         if ranks.first:
@@ -82,6 +95,8 @@ def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
             learns_from = f"the dataset's rewards in a teacher's place, {coefficients(settings)}"
         elif settings.labels is not None:
             learns_from = f"labels in {settings.labels}, {coefficients(settings)}"
+        if settings.online is not None:
+            learns_from += f"; acting: {acting(settings)}"
         where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"
         print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {learns_from}, on {where}")
     result = train(settings, teacher, ranks)

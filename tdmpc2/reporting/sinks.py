@@ -30,7 +30,7 @@ from tdmpc2.fileio import atomic_file, atomic_write_text, write_error
 from tdmpc2.jsontext import parse_json, whole_number
 from tdmpc2.reporting.progress import duration
 
-Category = Literal["train", "eval"]
+Category = Literal["train", "eval", "episode"]
 _CATEGORIES = get_args(Category)
 Row = dict[str, Any]
 
@@ -42,7 +42,7 @@ ROW_KEYS = ("step", "category", "time")
 _LONGEST_LINE = 1 << 20
 _LONGEST_ID = 100
 _LARGEST_WHOLE = 1 << 63
-_COLOURS: dict[Category, str] = {"train": "cyan", "eval": "green"}
+_COLOURS: dict[Category, str] = {"train": "cyan", "eval": "green", "episode": "yellow"}
 
 
 class Sink(Protocol):
@@ -72,7 +72,7 @@ class ConsoleSink:
     def log(self, step: int, metrics: Mapping[str, float], category: Category) -> None:
         now = time.monotonic()
         stream = self._stream or sys.stdout
-        label = f"{category:<5}"
+        label = f"{category:<7}"
         if stream.isatty():  # termcolor itself asks standard output alone
             label = colored(label, _COLOURS[category])
         parts = [f"{label} step {step:,}/{self._total:,}"]
@@ -110,7 +110,7 @@ class FileSink:
                     path.replace(path.with_name(path.name + ".old"))
         kept: list[Row] = []
         if resume_step is not None:
-            stay = {"train": resume_step, "eval": resume_step - resume_pending}
+            stay = {"train": resume_step, "eval": resume_step - resume_pending, "episode": resume_step}
             kept = [row for row in self._read() if row["step"] <= stay[row["category"]]]
         with atomic_file(self._json_path, "w") as file:
             file.writelines(_json_line(row) for row in kept)

@@ -1,7 +1,7 @@
 """Rollouts: controllers acting in many environments at once, for evaluation and for collecting data."""
 
 from tdmpc2.rollout.controllers import AgentController, Controller, RandomController
-from tdmpc2.rollout.episodes import Episode, Job, Trajectory, check_jobs, run_episodes
+from tdmpc2.rollout.episodes import Episode, Job, Rollout, Trajectory, UnderWay, check_jobs, run_episodes
 
 __all__ = [
     "AgentController",
@@ -9,7 +9,9 @@ __all__ = [
     "Episode",
     "Job",
     "RandomController",
+    "Rollout",
     "Trajectory",
+    "UnderWay",
     "check_jobs",
     "run_episodes",
 ]

@@ -58,6 +58,18 @@ class AgentController:
         self._task[slot] = self._agent.task_set.index(job.task)
         self._generators[slot].manual_seed(job.seed)
 
+    def state(self, slots: list[int]) -> dict[str, torch.Tensor]:
+        """Warm starts [n, H, A] and generator states [n, bytes] of these slots, for `restore`."""
+        warm = self._warm[slots].cpu() if slots else self._warm[:0].cpu()
+        states = [self._generators[slot].get_state() for slot in slots]
+        return {"warm": warm, "generators": torch.stack(states) if states else torch.zeros(0, 0, dtype=torch.uint8)}
+
+    def restore(self, slots: list[int], state: dict[str, torch.Tensor]) -> None:
+        """Goes on in these slots, whose jobs have started, from where `state` was taken."""
+        for row, slot in enumerate(slots):
+            self._warm[slot] = state["warm"][row].to(self._warm)
+            self._generators[slot].set_state(state["generators"][row])
+
     def actions(self, slots: list[int], obs: FloatArray) -> FloatArray:
         agent = self._agent
         index = torch.tensor(slots, device=agent.device)
@@ -110,6 +122,11 @@ class RandomController:
         self._masks[slot] = self._task_set.action_masks()[self._task_set.index(job.task)]
         self._rng[slot] = rng
         self._step[slot] = 0
+
+    def skip(self, slot: int, decisions: int) -> None:
+        """Goes on in this slot, whose job has started, as after so many decisions."""
+        for _ in range(decisions):
+            self.actions([slot], np.empty((1, self._task_set.obs_dim), np.float32))
 
     def actions(self, slots: list[int], obs: FloatArray) -> FloatArray:
         width = self._task_set.action_dim

@@ -25,9 +25,10 @@ from tdmpc2.keys import check_keys, keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ALL_PARTS, ModelDims, Part, model_dims
 from tdmpc2.objectives import OBJECTIVES, Objective, RewardDistillation
+from tdmpc2.online import OnlineSettings
 from tdmpc2.planner import PLANS, PlannerSettings
 from tdmpc2.reporting.metrics import LoggingSettings
-from tdmpc2.settings.schema import SHARED_DIMS, SIZE_DIMS
+from tdmpc2.settings.schema import SHARED_DIMS, SIZE_DIMS, RunKeys
 from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.training import EndSettings, OptimiserSettings, Resume, TrainSettings, local_device
 
@@ -167,6 +168,7 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
         task_set=tasks,
         dims=model_dims_of(config, tasks, config),
         data_dir=required(config, "data_dir"),
+        online=online_of(config),
         weights=from_keys(LossWeights, config),
         objectives=objectives_of(config),
         optimiser=from_keys(OptimiserSettings, config),
@@ -176,12 +178,34 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
         labels=_labels_to_train_from(config.teacher),
         checkpoint=path_of(config, "checkpoint"),
         resume=resume_mode(config.resume, sweep),
-        evaluation=from_keys(EvaluationSettings, config),
+        evaluation=from_keys(EvaluationSettings, config, video_dir=run_dir / "videos" if config.save_video else None),
         end=from_keys(EndSettings, config),
         planner=planner_settings(config),
         logging=from_keys(LoggingSettings, config.logging),
         config=plain(config),
     )
+
+
+def online_of(config: DictConfig) -> OnlineSettings | None:
+    """How an online run acts; None for mode=offline.
+
+    Raises:
+        UserError: for a mode that is unknown, or data made for a run that makes its own.
+    """
+    check_keys(from_keys(RunKeys, config))
+    online = from_keys(OnlineSettings, config, save_replay=path_of(config, "save_replay"))
+    if config.mode == "offline":
+        if config.save_replay is not None:
+            raise UserError("save_replay keeps the episodes of an online run: add mode=online, or leave it out.")
+        return None
+    if config.make_data:
+        raise UserError("make_data=true is for offline runs: mode=online makes its own data; set make_data=false.")
+    if config.teacher.name in ("labels", "dataset"):
+        raise UserError(
+            f"teacher={config.teacher.name} reads a store, and mode=online has none before it ends: name a teacher "
+            "with its checkpoint, or teacher=none."
+        )
+    return online
 
 
 def objectives_of(config: DictConfig) -> tuple[Objective, ...]:

@@ -28,6 +28,7 @@ from tdmpc2.losses import LossWeights
 from tdmpc2.model import MODEL_SIZES, ModelDims
 from tdmpc2.model.sizes import ModelSize
 from tdmpc2.objectives import OBJECTIVES
+from tdmpc2.online import OnlineSettings
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SCALE, MOST_SLICES, MOST_STEPS, OneOf, Whole, Within
 from tdmpc2.reporting.metrics import LoggingSettings
@@ -211,9 +212,59 @@ class DeviceKeys:
 
 
 @dataclass(frozen=True)
+class EvaluateKeys:
+    """Keys that only programs that evaluate have."""
+
+    checkpoint: str = key(
+        MISSING, "file of the student", unit="path", source=THIS_PROJECT, free_text=True, names_run=False
+    )
+    output: str | None = key(
+        None,
+        "folder of the results; null: one under results/ that is named like the checkpoint",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+    )
+    label: str | None = key(
+        None, "name in tables; null: that of the checkpoint", unit="name", source=THIS_PROJECT, free_text=True
+    )
+    reference: str | None = key(
+        None,
+        "an evaluation.json, whose returns the table shows beside",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+    )
+    save_video: bool = key(
+        False, "whether each task's first episode is filmed", unit="true or false", source=THIS_PROJECT
+    )
+
+
+@dataclass(frozen=True)
 class RunKeys:
     """Keys that only `python tdmpc2/train.py` has."""
 
+    mode: str = key(
+        "offline",
+        "what a run learns from: offline (the store in data_dir) or online (the simulator, in which it acts meanwhile)",
+        unit="name",
+        source=f"{TDMPC_OPT}; online: TD-MPC2",
+        check=OneOf(("offline", "online")),
+    )
+    save_replay: str | None = key(
+        None,
+        "folder of the store that keeps every episode of an online run; null: replay in the run's folder",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
+    save_video: bool = key_of(
+        EvaluateKeys,
+        "save_video",
+        text="whether evaluations between updates film each task's first episode",
+        names_run=False,
+    )
     checkpoint: str | None = key(
         None,
         "file of weights to start from; null: new ones",
@@ -261,8 +312,8 @@ class RunKeys:
     compile: bool = key_of(
         Execution,
         "compile",
-        text="whether torch.compile compiles the update's losses and gradients: a minute at the start, then faster; "
-        "evaluations of the run plan eagerly",
+        text="whether torch.compile compiles the update's losses and gradients: a minute at the start, then faster; an online "
+        "run's plans are compiled too, evaluations of the run plan eagerly",
     )
     cudagraphs: bool = key_of(
         Execution,
@@ -272,7 +323,8 @@ class RunKeys:
     precision: str = key_of(
         Execution,
         "precision",
-        text="arithmetic of the update's matrix products, float32 or bfloat16; evaluations of the run plan in float32",
+        text="arithmetic of the matrix products of updates, and of an online run's plans: float32 or bfloat16; evaluations "
+        "of the run plan in float32",
     )
 
 
@@ -330,35 +382,6 @@ class ScaleKeys:
         source=f"{TDMPC_OPT}, table 3",
     )
     small_checkpoint: str = key(MISSING, "its file", unit="path", source=THIS_PROJECT, free_text=True, names_run=False)
-
-
-@dataclass(frozen=True)
-class EvaluateKeys:
-    """Keys that only programs that evaluate have."""
-
-    checkpoint: str = key(
-        MISSING, "file of the student", unit="path", source=THIS_PROJECT, free_text=True, names_run=False
-    )
-    output: str | None = key(
-        None,
-        "folder of the results; null: one under results/ that is named like the checkpoint",
-        unit="path",
-        source=THIS_PROJECT,
-        free_text=True,
-    )
-    label: str | None = key(
-        None, "name in tables; null: that of the checkpoint", unit="name", source=THIS_PROJECT, free_text=True
-    )
-    reference: str | None = key(
-        None,
-        "an evaluation.json, whose returns the table shows beside",
-        unit="path",
-        source=THIS_PROJECT,
-        free_text=True,
-    )
-    save_video: bool = key(
-        False, "whether each task's first episode is filmed", unit="true or false", source=THIS_PROJECT
-    )
 
 
 @dataclass(frozen=True)
@@ -490,6 +513,7 @@ TrainConfig = derived(
     TrainSettings,
     LossWeights,
     *OBJECTIVES,
+    OnlineSettings,
     EndSettings,
     OptimiserSettings,
     DeviceKeys,

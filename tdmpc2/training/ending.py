@@ -67,12 +67,12 @@ def _evaluations(settings: TrainSettings) -> Iterator[_Evaluation]:
 def _evaluate(settings: TrainSettings, wanted: _Evaluation) -> None:
     target = settings.run_dir / wanted.file
     checkpoint = wanted.checkpoint
-    same = checkpoint.name == f"step_{settings.steps:08d}.safetensors"
+    same = checkpoint.name == f"step_{settings.updates:08d}.safetensors"
     if wanted.scheme is not None:
         checkpoint = _quantised(checkpoint, wanted.scheme)
     model, tasks, _ = load_model(checkpoint, device=settings.device)
     agent = Agent(model, tasks, settings.planner)
-    evaluation = replace(settings.evaluation, episodes=settings.end.episodes, mpc=wanted.mpc)
+    evaluation = replace(settings.evaluation, episodes=settings.end.episodes, mpc=wanted.mpc, video_dir=None)
     configuration = {
         **settings.config,
         "checkpoint": checkpoint.name,

@@ -28,9 +28,9 @@ _DATA = re.compile(r"(\d+) episodes, fingerprint ([0-9a-f]{16})")
 
 
 def content_identity(
-    store: EpisodeStore, teacher: Teacher | DatasetRewards | None, labels: LabelColumn | None
+    store: EpisodeStore | None, teacher: Teacher | DatasetRewards | None, labels: LabelColumn | None
 ) -> dict[str, Any]:
-    """What the data and the teacher are, whatever folder they lie in."""
+    """What the data and the teacher are, whatever folder they lie in; without a store, the data is the simulator's."""
     weights = "none"
     if isinstance(teacher, DatasetRewards):
         weights = "the dataset's own rewards"
@@ -39,7 +39,7 @@ def content_identity(
     elif labels is not None:
         weights = f"checksum {labels.header.facts.teacher_checksum} in {labels.header.facts.precision}"
     return {
-        "data": f"{len(store)} episodes, fingerprint {store.fingerprint}",
+        "data": "simulator" if store is None else f"{len(store)} episodes, fingerprint {store.fingerprint}",
         "teacher weights": weights,
         "teacher labels": "none" if labels is None else f"checksum {labels.header.checksum}",
     }

@@ -78,6 +78,7 @@ class Learner:
         execution: how the update runs; each choice gives the same update but for rounding.
         ranks: the processes that take parts of every batch; default this one alone.
         objectives: of distillation, bound to this student and its teacher; none trains from the data alone.
+        measure_scale: measure the running scale on the first batches, for a model that is trained already.
 
     Raises:
         UserError: for CUDA graphs without a CUDA device, or with several processes.
@@ -93,6 +94,8 @@ class Learner:
         execution: Execution | None = None,
         ranks: Ranks | None = None,
         objectives: tuple[Objective, ...] = (),
+        *,
+        measure_scale: bool = False,
     ) -> None:
         device = next(model.parameters()).device
         self.model = model.eval()
@@ -105,7 +108,7 @@ class Learner:
         if self.execution.cudagraphs and self.ranks.size > 1:
             raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
         self.discounts = discounts.to(device)
-        self.scale = RunningScale(optimiser.tau, device)
+        self.scale = RunningScale(optimiser.tau, device, measured=measure_scale)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         encoder = list(model.encoder.parameters())
         policy = list(model.policy_head.parameters())
@@ -220,6 +223,7 @@ class Learner:
             "world_optimiser": self.world_optimiser.state_dict(),
             "policy_optimiser": self.policy_optimiser.state_dict(),
             "scale": self.scale.value.clone(),
+            **({} if self.scale.updates is None else {"scale_updates": self.scale.updates.clone()}),
             "noise": self.noise.get_state(),
             **({"objectives": self.own.state_dict()} if len(self.own) else {}),
         }
@@ -231,6 +235,8 @@ class Learner:
         self.world_optimiser.load_state_dict(state["world_optimiser"])
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.scale.value.copy_(state["scale"])
+        if self.scale.updates is not None:
+            self.scale.updates.copy_(state["scale_updates"])
         if len(self.own):
             self.own.load_state_dict(state["objectives"])
         self.noise.set_state(state["noise"].cpu())

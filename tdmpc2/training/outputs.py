@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from tdmpc2.agent import Agent
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.checkpointing.files import save_tensors
+from tdmpc2.data.source import BatchSource
 from tdmpc2.errors import DataError
 from tdmpc2.evaluation.runner import evaluate
 from tdmpc2.fileio import atomic_write_text
@@ -46,12 +48,14 @@ class RunOutputs:
 
     Args:
         run: the run; its folder is locked.
+        batches: what it learns from.
         schedule: what follows an update.
         interrupt: asked within evaluations.
     """
 
-    def __init__(self, run: PreparedRun, schedule: Schedule, interrupt: Interrupt) -> None:
+    def __init__(self, run: PreparedRun, batches: BatchSource, schedule: Schedule, interrupt: Interrupt) -> None:
         self._run = run
+        self._batches = batches
         self._schedule = schedule
         self._interrupt = interrupt
         self._writes = run.ranks.first
@@ -74,7 +78,7 @@ class RunOutputs:
                 MetricLogger(
                     s.run_dir,
                     s.logging,
-                    s.steps,
+                    s.updates,
                     run_name=s.run_dir.name,
                     configuration=s.config,
                     resume_step=None if state is None else state.step,
@@ -100,6 +104,7 @@ class RunOutputs:
         Raises:
             UserError: when a number of an update was not finite; nothing of it is written.
         """
+        self._tell(step)
         due = self._schedule.due(step)
         if due:
             self._run.watch.check()
@@ -121,7 +126,7 @@ class RunOutputs:
 
     def finish(self, step: int, done: bool) -> None:
         """Ends the run at `step`; `done` is what the last `follow` said."""
-        if not done or step < self._run.settings.steps:
+        if not done or step < self._run.settings.updates:
             if done:
                 self.save_state(step)
             if self._writes:
@@ -141,15 +146,22 @@ class RunOutputs:
 
     def save_state(self, step: int, *, pending: bool = False) -> None:
         """Keeps what the run goes on from; `pending` says that what is due after the update is still to be done."""
+        self._tell(step)
         state = self._run.learner.state_dict()
         self._run.watch.check_state(step, state)
         if self._writes:
-            self._run.states.save(TrainingState(step, state, self._run.identity, pending))
+            self._run.states.save(TrainingState(step, state, self._run.identity, pending, self._batches.state()))
+
+    def _tell(self, step: int) -> None:
+        """Logs what the source of batches has to say."""
+        for row in self._batches.news():
+            if self._logger is not None:
+                self._logger.log(step, row, "episode")
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         """All metrics in one transfer from the device."""
         values = torch.stack([value.float() for value in metrics.values()]).tolist()
-        self.latest = dict(zip(metrics, values, strict=True))
+        self.latest = dict(zip(metrics, values, strict=True)) | self._batches.standing()
         if self._logger is not None:
             self._logger.log(step, self.latest)
 
@@ -164,13 +176,15 @@ class RunOutputs:
 
         s = self._run.settings
         agent = Agent(self._run.learner.model, s.task_set, s.planner)
+        films = s.evaluation.video_dir
+        settings = replace(s.evaluation, video_dir=None if films is None else films / f"step_{step:08d}")
         try:
-            result = evaluate(agent, s.evaluation, label=f"step {step}", on_decisions=on_decisions)
+            result = evaluate(agent, settings, label=f"step {step}", on_decisions=on_decisions)
         except Stopped:
             return None
         returns = {f"return/{task}": sum(r) / len(r) for task, r in result.returns().items()}
         score = result.score().value
-        self._logger.log(step, {"normalised_score": score, **returns}, "eval")
+        self._logger.log(step, {"normalised_score": score, **returns, **self._batches.standing()}, "eval")
         return score
 
     def _save(self, step: int, score: float | None) -> None:
@@ -191,5 +205,5 @@ class RunOutputs:
         save_checkpoint(self._folder / f"step_{step:08d}.safetensors", weights, metadata)
         if own := self._run.learner.own.state_dict():
             save_tensors(s.run_dir / OBJECTIVES_NAME, own)
-        if step == s.steps:
+        if step == s.updates:
             save_checkpoint(self.final_path, weights, metadata)

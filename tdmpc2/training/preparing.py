@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from tdmpc2.data.labels import LabelColumn
-from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.source import BatchSource
-from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import DatasetRewards, LabelledRewards, Lessons, Teacher
 from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
 from tdmpc2.model import model_bytes, update_bytes
 from tdmpc2.training.finite import FiniteWatch
-from tdmpc2.training.identity import check_identity, content_identity, recorded_store, resumed_start, start_identity
+from tdmpc2.training.identity import check_identity, content_identity, resumed_start, start_identity
 from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.learner import Learner
 from tdmpc2.training.ranks import Ranks
 from tdmpc2.training.resuming import found_state
 from tdmpc2.training.settings import TrainSettings
+from tdmpc2.training.sources import RunData, run_data
 from tdmpc2.training.state import StateFolder, TrainingState
 from tdmpc2.training.student import new_student
 
@@ -39,7 +35,7 @@ class PreparedRun:
         ranks: the processes that train it together.
         lessons: what a teacher says of every batch; None without one.
         learner: as new, or as the state left it.
-        open_batches: makes the source of batches from a step on.
+        data: what its batches come from.
         states: where its state is kept.
         identity: what it may not change when it resumes.
         state: what it goes on from; None for a new run.
@@ -50,7 +46,7 @@ class PreparedRun:
     ranks: Ranks
     lessons: Lessons | None
     learner: Learner
-    open_batches: Callable[[int], BatchSource]
+    data: RunData
     states: StateFolder
     identity: dict[str, Any]
     state: TrainingState | None
@@ -65,6 +61,11 @@ class PreparedRun:
     def pending(self) -> bool:
         """Whether what is due after the last update was not done when the state was written."""
         return self.state is not None and self.state.pending
+
+    def open_batches(self, interrupt: Interrupt) -> BatchSource:
+        """The source of batches from the first update to do on."""
+        state = None if self.state is None else self.state.source
+        return self.data.open(self.learner.model, self.start, state, lambda: interrupt.signal is not None)
 
     def asked_to_stop(self, step: int, interrupt: Interrupt) -> bool:
         """Whether a signal came. Several processes must stop at the same step, and asking waits for the device."""
@@ -87,34 +88,24 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
     part = ranks.part(settings.batch_size)
     _check_memory(settings, ranks)
 
-    store = EpisodeStore.open(settings.data_dir)
-    if state is not None:
-        store = recorded_store(store, state.identity)
-    labels = None if settings.labels is None else LabelColumn.open(settings.labels, store, settings.task_set.tasks)
-    sampler = SliceSampler(
-        store,
-        settings.task_set,
-        settings.batch_size,
-        settings.horizon,
-        settings.seed,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        labels=labels,
-    )
+    data = run_data(settings, state, ranks)
 
-    content = content_identity(store, teacher, labels)
+    content = content_identity(data.store, teacher, data.labels)
     if state is None:
         student = new_student(settings)
         identity = settings.identity() | start_identity(settings.checkpoint) | content
     else:
         identity = settings.identity() | resumed_start(state.identity, settings.checkpoint) | content
         check_identity(states.folder, state.identity, identity)
-        if state.step > settings.steps:
-            raise UserError(f"{settings.run_dir} is at step {state.step:,} already, beyond steps={settings.steps:,}.")
+        if state.step > settings.updates:
+            raise UserError(
+                f"{settings.run_dir} is at update {state.step:,} already, beyond steps={settings.steps:,}"
+                f"{'' if settings.online is None else f' decisions with {settings.utd:g} updates each'}."
+            )
         # A resumed student's weights are in the state; the file it once started from need not be there any more.
         student = new_student(replace(settings, checkpoint=None))
 
-    source = teacher if labels is None else LabelledRewards()
+    source = teacher if data.labels is None else LabelledRewards()
     if settings.objectives and source is None:
         raise UserError(f"{settings.objectives[0].name} needs a teacher, and this run has none.")
     dims = teacher.dims if isinstance(teacher, Teacher) else None
@@ -132,23 +123,27 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
         settings.execution,
         ranks,
         objectives,
+        measure_scale=settings.checkpoint is not None if state is None else "scale_updates" in state.learner,
     )
     if state is not None:
         states.restore(learner, state)
-    elif lessons is not None:
-        # Every process sees the whole batches, so that all fit the same.
-        whole = SliceSampler(store, settings.task_set, settings.batch_size, settings.horizon, settings.seed)
-        lessons.fit(whole.batch(step).to(settings.device) for step in itertools.count())
+    elif lessons is not None and lessons.fits:
+        if data.whole is None:
+            raise UserError(
+                f"{lessons.fits} is fitted on data before the first update, which an online run does not have; leave "
+                "it out, or train from the store that such a run leaves (mode=offline data_dir=…)."
+            )
+        lessons.fit(data.whole())  # every process sees the whole batches, so that all fit the same
     return PreparedRun(
         settings=settings,
         ranks=ranks,
         lessons=lessons,
         learner=learner,
-        open_batches=lambda step: Prefetcher(sampler, settings.device, step),
+        data=data,
         states=states,
         identity=identity,
         state=state,
-        watch=FiniteWatch(sampler, settings.device),
+        watch=FiniteWatch(data.drawn, settings.device),
     )
 
 

@@ -24,7 +24,7 @@ def finished_run(settings: TrainSettings) -> Path | None:
     if settings.resume != "auto" or not final.exists() or not states.exists():
         return None
     state = states.load()
-    if state.step != settings.steps or state.pending:
+    if state.step != settings.updates or state.pending:
         return None
     of_settings = settings.identity()
     check_identity(states.folder, {key: state.identity.get(key) for key in of_settings}, of_settings)

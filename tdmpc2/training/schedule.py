@@ -28,9 +28,9 @@ class Schedule:
     def of(cls, settings: TrainSettings) -> Schedule:
         """By the keys log_freq, eval_freq, save_freq and state_freq."""
         # Five checkpoints, as in the paper's figure 3, unless told otherwise.
-        save = settings.save_freq or max(1, math.ceil(settings.steps / 5))
+        save = settings.save_freq or max(1, math.ceil(settings.updates / 5))
         every: dict[Kind, int] = {"log": settings.log_freq, "eval": settings.eval_freq, "save": save}
-        return cls({**every, "state": settings.state_freq}, settings.steps)
+        return cls({**every, "state": settings.state_freq}, settings.updates)
 
     def due(self, step: int) -> set[Kind]:
         """What follows the update that ended at `step`."""

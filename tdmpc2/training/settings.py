@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import torch
 
+from tdmpc2.errors import UserError
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
 from tdmpc2.keys import TDMPC_OPT, THIS_PROJECT, check_keys, key, key_of, keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
 from tdmpc2.objectives import Objective
+from tdmpc2.online import OnlineSettings
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.quantisation import scheme_named
 from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SLICES, MOST_STEPS, Whole, check_whole
@@ -67,6 +69,7 @@ class EndSettings:
 class TrainSettings:
     """One run.
 
+    `online` is how the run acts, for one that learns from the simulator; None learns from the store in `data_dir`.
     `config` is kept with the run and every checkpoint. `objectives` are those of distillation, for a run with a
     teacher. `teacher_name` is for the record. `labels` is the folder of a teacher's predictions, for a run without the
     teacher itself. `log_name` is the file in the run's folder for what libraries log; None keeps none.
@@ -78,8 +81,8 @@ class TrainSettings:
     data_dir: Path
     steps: int = key(
         200_000,
-        "updates of the run",
-        unit="updates",
+        "updates of the run; of an online one, decisions (two environment steps each), with utd updates for each",
+        unit="updates, or decisions",
         source=f"{TDMPC_OPT}, table 1; 1M in table 2",
         check=Whole(1, MOST_STEPS),
     )
@@ -95,6 +98,7 @@ class TrainSettings:
     weights: LossWeights = field(default_factory=LossWeights)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     objectives: tuple[Objective, ...] = ()
+    online: OnlineSettings | None = None
     execution: Execution = field(default_factory=Execution)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     teacher_name: str = "none"
@@ -119,7 +123,7 @@ class TrainSettings:
     )
     save_freq: int | None = key(
         None,
-        "updates between checkpoints; null: a fifth of steps, for the five checkpoints of the figure",
+        "updates between checkpoints; null: a fifth of the run's, for the five checkpoints of the figure",
         unit="updates",
         source=f"{TDMPC_OPT}, figure 3",
         check=Whole(1, MOST_STEPS),
@@ -145,8 +149,26 @@ class TrainSettings:
         check_keys(self)
         for objective in self.objectives:
             check_keys(objective)
-        if self.eval_freq or self.end.episodes:
+        if self.eval_freq or self.end.episodes or self.online is not None:
             check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
+        if self.updates < 1:
+            raise UserError(f"steps={self.steps:,} decisions at utd={self.utd:g} are no update; raise one of them.")
+
+    @property
+    def utd(self) -> float:
+        """Updates for each of `steps`."""
+        return 1.0 if self.online is None else self.online.updates_per_decision(self.task_set)
+
+    @property
+    def updates(self) -> int:
+        """What the run does when it is whole."""
+        return self.steps if self.online is None else self.online.updates(self.steps, self.task_set)
+
+    @property
+    def seed_behaviour(self) -> str:
+        """What acts in the seed phase of an online run."""
+        chosen = None if self.online is None else self.online.seed_behaviour
+        return chosen or ("uniform" if self.checkpoint is None else "agent")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the updates depend on, and so may not change when a run resumes; `steps` may."""
@@ -163,4 +185,15 @@ class TrainSettings:
             **asdict(self.optimiser),
             "d_coef": 0.0,  # states have always said so of a run without this objective
             **{held.name: getattr(o, declared.name) for o in self.objectives for declared, held in keys_in(o)},
+            **self._acting(),
         }
+
+    def _acting(self) -> dict[str, Any]:
+        """The settings that an online run's decisions depend on; nothing for an offline one."""
+        if self.online is None:
+            return {}
+        chosen = {held.name: getattr(self.online, declared.name) for declared, held in keys_in(OnlineSettings)}
+        chosen.pop("buffer_storage")
+        resolved = {"utd": self.utd, "train_envs": self.online.envs(self.task_set)}
+        planner = {f"planner.{name}": value for name, value in asdict(self.planner).items()}
+        return {"mode": "online", **chosen, **resolved, **planner}

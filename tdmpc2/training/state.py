@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Updates done, the learner's state, and the facts a run may not change when it resumes.
+    """Updates done, the learner's state, that of its source of batches, and what may not change when a run resumes.
 
     `pending` says that the evaluation and checkpoint due after the last update were not done when it was written.
     """
@@ -39,6 +39,7 @@ class TrainingState:
     learner: dict[str, Any]
     identity: dict[str, Any]
     pending: bool = False
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -64,6 +65,7 @@ class StateFolder:
             "learner": state.learner,
             "identity": state.identity,
             "pending": state.pending,
+            **({"source": state.source} if state.source else {}),
         }
         with atomic_file(self._latest) as file:
             torch.save(content, file)
@@ -135,8 +137,11 @@ def _parsed(path: Path, content: object) -> TrainingState:
             "identity": dict(identity),
             "pending": bool(pending),
         } if version == _VERSION and type(step) is int and step >= 0:
-            if all(isinstance(key, str) and key.isprintable() for key in (*learner, *identity)):
-                return TrainingState(step, learner, identity, pending)
+            source = content.get("source", {}) if isinstance(content, dict) else {}
+            if isinstance(source, dict) and all(
+                isinstance(key, str) and key.isprintable() for key in (*learner, *identity, *source)
+            ):
+                return TrainingState(step, learner, identity, pending, source)
         case {"version": int(version)} if version != _VERSION:
             raise CheckpointError(f"{path}: has version {version}, expected {_VERSION}.")
     raise CheckpointError(f"{path}: holds something other than a training state.")

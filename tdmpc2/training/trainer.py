@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdmpc2.data.source import BatchSource, Interrupted
 from tdmpc2.distillation import DatasetRewards, Teacher
 from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.outputs import RunOutputs
@@ -30,7 +31,9 @@ class TrainResult:
 
 
 def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ranks: Ranks | None = None) -> TrainResult:
-    """Runs `settings.steps` updates, or resumes up to them.
+    """Runs `settings.updates` updates, or resumes up to them.
+
+    One loop for both kinds of run: an online one's source of batches acts as far as its next batch asks.
 
     Args:
         settings: the run; `batch_size` is that of all processes together.
@@ -48,16 +51,20 @@ def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ran
         run = prepare(settings, teacher, ranks)
         ranks.wait()  # all have looked at the run folder as it was
         if run.state is not None and ranks.first:
-            print(f"resuming {settings.run_dir} at step {run.start:,} of {settings.steps:,}")
+            print(f"resuming {settings.run_dir} at step {run.start:,} of {settings.updates:,}")
         interrupt, began = Interrupt(), time.perf_counter()
-        with RunOutputs(run, Schedule.of(settings), interrupt) as outputs, interrupt.watching():
-            records = ranks.first and (run.start < settings.steps or run.pending)  # else nothing is left to do
+        with (
+            interrupt.watching(),
+            run.open_batches(interrupt) as batches,
+            RunOutputs(run, batches, Schedule.of(settings), interrupt) as outputs,
+        ):
+            records = ranks.first and (run.start < settings.updates or run.pending)  # else nothing is left to do
             if records:
                 record_start(settings.run_dir, settings.device, run.start)
-            step, done = run_updates(run, outputs, interrupt)
+            step, done = run_updates(run, batches, outputs, interrupt)
             outputs.finish(step, done)
         seconds = time.perf_counter() - began
-        whole = done and step == settings.steps
+        whole = done and step == settings.updates
         if whole and records:
             record_end(settings.run_dir, step, (step - run.start) / seconds if seconds > 0 else 0.0)
     return TrainResult(
@@ -69,18 +76,22 @@ def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ran
     )
 
 
-def run_updates(run: PreparedRun, outputs: RunOutputs, interrupt: Interrupt) -> tuple[int, bool]:
+def run_updates(
+    run: PreparedRun, batches: BatchSource, outputs: RunOutputs, interrupt: Interrupt
+) -> tuple[int, bool]:
     """The loop. Returns the step it came to, and whether what was due after it is done."""
     step = run.start
     done = outputs.follow(step) if run.pending else True
-    with run.open_batches(step) as batches:
-        while done and step < run.settings.steps and not run.asked_to_stop(step, interrupt):
+    while done and step < run.settings.updates and not run.asked_to_stop(step, interrupt):
+        try:
             with outputs.state_kept_at(step):
                 batch = next(batches)
-            if run.lessons is not None:
-                batch = run.lessons.of(batch, step)
-            metrics = run.learner.update(batch)
-            step += 1
-            run.watch.add(step, metrics)
-            done = outputs.follow(step, metrics)
+        except Interrupted:
+            break
+        if run.lessons is not None:
+            batch = run.lessons.of(batch, step)
+        metrics = run.learner.update(batch)
+        step += 1
+        run.watch.add(step, metrics)
+        done = outputs.follow(step, metrics)
     return step, done

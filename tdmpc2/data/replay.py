@@ -1,0 +1,181 @@
+"""A replay that grows and forgets while a run learns: torchrl's buffer and slice sampler over rows of episodes.
+
+The offline store keeps an exact order and every episode; a replay takes an episode when it ends and drops the oldest
+ones. Both give the same `Batch`. torchrl is imported where a replay is made.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.errors import UserError
+from tdmpc2.memory import check_memory
+from tdmpc2.tasks import TaskSet
+
+_REMEMBERED = 1000
+"""Updates whose drawn episodes can be told."""
+_READ_EPISODES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayEpisode:
+    """One whole episode, padded to the task set's widths.
+
+    Attributes:
+        obs: float32 [T, O].
+        action: float32 [T, A], that led to obs[t]; that of t = 0 stands for nothing (NaN).
+        reward: float32 [T], likewise.
+        task: its position in the task set.
+    """
+
+    obs: npt.NDArray[np.float32]
+    action: npt.NDArray[np.float32]
+    reward: npt.NDArray[np.float32]
+    task: int
+
+
+class Replay:
+    """The last whole episodes, as many as fit into `capacity` rows; slices never cross from one to another.
+
+    An episode's number, counted from the run's first, is its trajectory key, and decides where it lies: a replay that
+    is filled again from a store is the same, row for row. What an update draws is a function of the seed, the update
+    and the episodes held.
+
+    Args:
+        task_set: gives the widths.
+        capacity: rows at most, a row being a transition or an episode's first observation.
+        episode_steps: T, the rows of each episode.
+        batch_size: B, slices of a batch.
+        horizon: H; a slice has H + 1 rows.
+        seed: of the draws.
+        folder: where the rows lie in files mapped into memory; None keeps them in memory. What is there is replaced.
+
+    Raises:
+        UserError: for a capacity below one episode, a horizon beyond it, or more than the memory holds.
+    """
+
+    def __init__(
+        self,
+        task_set: TaskSet,
+        capacity: int,
+        episode_steps: int,
+        batch_size: int,
+        horizon: int,
+        seed: int,
+        folder: Path | None = None,
+    ) -> None:
+        from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer, SliceSampler
+
+        logging.getLogger("torchrl").setLevel(logging.WARNING)  # it tells of every storage
+        if capacity < episode_steps:
+            raise UserError(
+                f"buffer_size={capacity:,} holds no whole episode of {episode_steps} steps; choose {episode_steps} or "
+                "more."
+            )
+        if not 1 <= horizon < episode_steps:
+            raise UserError(f"horizon={horizon} must lie between 1 and {episode_steps - 1}, an episode's decisions.")
+        self.episode_steps = episode_steps
+        self._most = capacity // episode_steps
+        self._shape = (batch_size, horizon + 1)
+        self._seed = seed
+        self._added = 0
+        self._drawn: collections.deque[tuple[int, torch.Tensor]] = collections.deque(maxlen=_REMEMBERED)
+        rows = self._most * episode_steps
+        if folder is None:
+            held = rows * 4 * (task_set.obs_dim + task_set.action_dim + 5)
+            check_memory(f"a replay of buffer_size={capacity:,}", held, "lower it, or set buffer_storage=disk")
+            storage = LazyTensorStorage(rows)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            storage = LazyMemmapStorage(rows, scratch_dir=folder)
+        self._generator = torch.Generator()
+        self._buffer = ReplayBuffer(
+            storage=storage,
+            # One trajectory key: an episode is contiguous rows, whichever environment it comes from.
+            sampler=SliceSampler(slice_len=horizon + 1, traj_key="episode", truncated_key=None, cache_values=True),
+            batch_size=batch_size * (horizon + 1),
+            generator=self._generator,
+        )
+
+    def __len__(self) -> int:
+        """Episodes held."""
+        return min(self._added, self._most)
+
+    @property
+    def added(self) -> int:
+        """Episodes ever added: the number of the next one."""
+        return self._added
+
+    def add(self, episode: ReplayEpisode) -> None:
+        """Takes in an episode, in the place of the oldest one once the replay is full."""
+        self._extend([episode], self._added)
+        self._added += 1
+
+    def fill(self, store: EpisodeStore, tasks: tuple[str, ...]) -> None:
+        """Takes over the episodes of a store, the first of which is episode 0, into the places they had.
+
+        Args:
+            store: of the task set's own tasks and widths, in their order.
+            tasks: of the task set.
+        """
+        assert store.tasks == tasks and not self._added
+        first = max(0, len(store) - self._most)
+        # Episode e lies at place e modulo the number of places: from place 0 on, then once more up to the next one's.
+        turn = len(store) - len(store) % self._most
+        for start, stop in ((turn, len(store)), (first, turn), (turn, len(store))) if first else ((0, len(store)),):
+            for number, block in _blocks(store, start, stop):
+                self._extend(block, number)
+        self._added = len(store)
+
+    def _extend(self, episodes: Iterable[ReplayEpisode], first: int) -> None:
+        from tensordict import TensorDict
+
+        held = list(episodes)
+        rows = self.episode_steps
+        numbers = torch.arange(first, first + len(held)).repeat_interleave(rows)
+        tasks = torch.tensor([episode.task for episode in held]).repeat_interleave(rows)
+        content = {
+            "obs": torch.from_numpy(np.concatenate([e.obs for e in held])),
+            "action": torch.from_numpy(np.concatenate([e.action for e in held])),
+            "reward": torch.from_numpy(np.concatenate([e.reward for e in held]))[:, None],
+            "task": tasks,
+            "episode": numbers,
+        }
+        self._buffer.extend(TensorDict(content, batch_size=[len(numbers)]))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update `step`, counted from 0, on the CPU; there must be an episode."""
+        # One stream for each update: nothing of the generator has to be kept for a run to go on.
+        self._generator.manual_seed((self._seed * 0x9E3779B97F4A7C15 + step) % 2**63)
+        rows = self._buffer.sample().reshape(self._shape)
+        self._drawn.append((step, rows["episode"][:, 0]))
+        obs, action, reward = (rows[name].transpose(0, 1) for name in ("obs", "action", "reward"))
+        return Batch(
+            obs=obs.contiguous(), action=action[1:].contiguous(), reward=reward[1:].contiguous(), task=rows["task"][:, 0]
+        )
+
+    def drawn(self, step: int) -> str:
+        """The episodes of the run that update `step` drew from, in words."""
+        for drawn_at, episodes in self._drawn:
+            if drawn_at == step:
+                return f"episodes {', '.join(map(str, sorted(set(episodes.tolist()))))} of the run"
+        return "episodes of the replay"
+
+
+def _blocks(store: EpisodeStore, start: int, stop: int) -> Iterator[tuple[int, list[ReplayEpisode]]]:
+    """Episodes of a store in parts, each with the number of its first."""
+    for first in range(start, stop, _READ_EPISODES):
+        block = store.read_episodes(first, min(first + _READ_EPISODES, stop))
+        parts = zip(block.obs, block.action, block.reward, block.task, strict=True)
+        yield first, [ReplayEpisode(obs, action, reward, int(task)) for obs, action, reward, task in parts]
