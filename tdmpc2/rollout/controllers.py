@@ -68,7 +68,8 @@ class AgentController:
         """Goes on in these slots, whose jobs have started, from where `state` was taken."""
         for row, slot in enumerate(slots):
             self._warm[slot] = state["warm"][row].to(self._warm)
-            self._generators[slot].set_state(state["generators"][row])
+            # A copy: torch reads the state of a generator from where a view's storage begins.
+            self._generators[slot].set_state(state["generators"][row].clone())
 
     def actions(self, slots: list[int], obs: FloatArray) -> FloatArray:
         agent = self._agent
