@@ -27,6 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("losses",),
     ("distillation", "rollout"),
     ("evaluation",),
+    ("online",),
     ("training", "embedded"),
     ("export", "study"),
     ("settings",),

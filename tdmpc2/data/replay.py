@@ -161,9 +161,8 @@ class Replay:
         rows = self._buffer.sample().reshape(self._shape)
         self._drawn.append((step, rows["episode"][:, 0]))
         obs, action, reward = (rows[name].transpose(0, 1) for name in ("obs", "action", "reward"))
-        return Batch(
-            obs=obs.contiguous(), action=action[1:].contiguous(), reward=reward[1:].contiguous(), task=rows["task"][:, 0]
-        )
+        parts = (obs, action[1:], reward[1:], rows["task"][:, 0])
+        return Batch(*(part.contiguous() for part in parts))
 
     def drawn(self, step: int) -> str:
         """The episodes of the run that update `step` drew from, in words."""

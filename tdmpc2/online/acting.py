@@ -11,7 +11,7 @@ import torch
 from tdmpc2.agent import Agent
 from tdmpc2.envs import episode_seed
 from tdmpc2.online.settings import OnlineSettings
-from tdmpc2.rollout import AgentController, Job, RandomController
+from tdmpc2.rollout import AgentController, Controller, Job, RandomController
 from tdmpc2.rollout.controllers import FloatArray
 from tdmpc2.tasks import TaskSet
 
@@ -46,7 +46,7 @@ class LearningController:
         self._random = RandomController(agent.task_set, slots, oscillate=seed_behaviour == "oscillate")
         self._planner = AgentController(agent, slots)
         self._prior = AgentController(agent, slots, mpc=False, noise=settings.prior_noise)
-        self._by = {SEED: self._random, PLANNER: self._planner, PRIOR: self._prior}
+        self._by: dict[str, Controller] = {SEED: self._random, PLANNER: self._planner, PRIOR: self._prior}
         self._who = [""] * slots
 
     def who(self, job: Job) -> str:

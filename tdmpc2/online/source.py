@@ -25,6 +25,8 @@ from tdmpc2.online.acting import LearningController, endless_jobs
 from tdmpc2.online.settings import OnlineSettings
 from tdmpc2.rollout import Episode, Job, Rollout, Trajectory, UnderWay
 
+_COLUMNS = ("obs", "action", "reward")
+
 
 class OnlineSource:
     """Acts as far as the next update asks, and draws that update's batch from what the replay holds.
@@ -149,7 +151,11 @@ class OnlineSource:
             "slots": list(under_way.running),
             "jobs": [[job.task, job.episode, job.seed] for job, _ in under_way.running.values()],
             "trajectories": [
-                {"obs": torch.from_numpy(t.obs), "action": torch.from_numpy(t.action), "reward": torch.from_numpy(t.reward)}
+                {
+                    "obs": torch.from_numpy(t.obs),
+                    "action": torch.from_numpy(t.action),
+                    "reward": torch.from_numpy(t.reward),
+                }
                 for _, t in under_way.running.values()
             ],
             "decided": [[slots, torch.from_numpy(action)] for slots, action in under_way.decided],
@@ -213,8 +219,7 @@ class OnlineSource:
         try:
             jobs = [Job(task, episode, seed) for task, episode, seed in state["jobs"]]
             trajectories = [
-                Trajectory(*(part[name].numpy() for name in ("obs", "action", "reward")))
-                for part in state["trajectories"]
+                Trajectory(**{name: part[name].numpy() for name in _COLUMNS}) for part in state["trajectories"]
             ]
             running = dict(zip(state["slots"], zip(jobs, trajectories, strict=True), strict=True))
             decided = tuple((list(slots), action.numpy()) for slots, action in state["decided"])

@@ -36,10 +36,9 @@ def acting(settings: TrainSettings) -> str:
     online = settings.online
     assert online is not None
     envs = online.envs(settings.task_set)
-    return (
-        f"{settings.steps:,} decisions ({settings.steps * ACTION_REPEAT:,} environment steps) with the {online.act_with} "
-        f"in {envs} environment{'s' if envs > 1 else ''}, {settings.updates:,} updates"
-    )
+    places = f"{envs} environment{'s' if envs > 1 else ''}"
+    decisions = f"{settings.steps:,} decisions ({settings.steps * ACTION_REPEAT:,} environment steps) in {places}"
+    return f"{decisions} by {online.act_with}, {settings.updates:,} updates"
 
 
 @hydra_entry("train")

@@ -72,7 +72,7 @@ class ConsoleSink:
     def log(self, step: int, metrics: Mapping[str, float], category: Category) -> None:
         now = time.monotonic()
         stream = self._stream or sys.stdout
-        label = f"{category:<7}"
+        label = f"{category:<5}"
         if stream.isatty():  # termcolor itself asks standard output alone
             label = colored(label, _COLOURS[category])
         parts = [f"{label} step {step:,}/{self._total:,}"]

@@ -312,8 +312,8 @@ class RunKeys:
     compile: bool = key_of(
         Execution,
         "compile",
-        text="whether torch.compile compiles the update's losses and gradients: a minute at the start, then faster; an online "
-        "run's plans are compiled too, evaluations of the run plan eagerly",
+        text="whether torch.compile compiles the update's losses and gradients: a minute at the start, then faster; an "
+        "online run's plans are compiled too, evaluations of the run plan eagerly",
     )
     cudagraphs: bool = key_of(
         Execution,
@@ -323,8 +323,8 @@ class RunKeys:
     precision: str = key_of(
         Execution,
         "precision",
-        text="arithmetic of the matrix products of updates, and of an online run's plans: float32 or bfloat16; evaluations "
-        "of the run plan in float32",
+        text="arithmetic of the matrix products of updates and of an online run's plans, float32 or bfloat16; "
+        "evaluations of the run plan in float32",
     )
 
 

@@ -99,7 +99,7 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
         check_identity(states.folder, state.identity, identity)
         if state.step > settings.updates:
             raise UserError(
-                f"{settings.run_dir} is at update {state.step:,} already, beyond steps={settings.steps:,}"
+                f"{settings.run_dir} is at step {state.step:,} already, beyond steps={settings.steps:,}"
                 f"{'' if settings.online is None else f' decisions with {settings.utd:g} updates each'}."
             )
         # A resumed student's weights are in the state; the file it once started from need not be there any more.

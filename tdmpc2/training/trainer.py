@@ -76,9 +76,7 @@ def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ran
     )
 
 
-def run_updates(
-    run: PreparedRun, batches: BatchSource, outputs: RunOutputs, interrupt: Interrupt
-) -> tuple[int, bool]:
+def run_updates(run: PreparedRun, batches: BatchSource, outputs: RunOutputs, interrupt: Interrupt) -> tuple[int, bool]:
     """The loop. Returns the step it came to, and whether what was due after it is done."""
     step = run.start
     done = outputs.follow(step) if run.pending else True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from model_fixtures import with_rewards
@@ -25,6 +25,7 @@ from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.outputs import RunOutputs
 from tdmpc2.training.preparing import prepare
 from tdmpc2.training.schedule import Schedule
+from tdmpc2.training.state import StateFolder
 from tdmpc2.training.student import new_student
 from tdmpc2.training.trainer import run_updates
 
@@ -93,18 +94,30 @@ class Repeated:
     def drawn(self, step: int) -> str:
         return "the one batch"
 
+    def state(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def news(self) -> list[dict[str, float]]:
+        return [{"fresh": 1.0}] if self.given == 1 else []
+
+    def standing(self) -> dict[str, float]:
+        return {"repeats": float(self.given)}
+
 
 def test_another_source_and_another_schedule(tmp_path: Path) -> None:
     config = tiny_config("steps=6")
     run = prepare(train_settings(config, tmp_path), None, Ranks())
     source = Repeated(learner_with(tmp_path)[1])
-    run = replace(run, open_batches=lambda step: source)
     interrupt, schedule = Interrupt(), Schedule({"log": 2, "eval": 0, "save": 0, "state": 3}, steps=6)
-    with RunOutputs(run, schedule, interrupt) as outputs:
-        assert run_updates(run, outputs, interrupt) == (6, True)
+    with source as batches, RunOutputs(run, batches, schedule, interrupt) as outputs:
+        assert run_updates(run, batches, outputs, interrupt) == (6, True)
         outputs.finish(6, True)
     assert source.given == 6 and source.closed
-    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4, 6]
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows if row["category"] == "train"] == [2, 4, 6]
+    assert [row["repeats"] for row in rows if row["category"] == "train"] == [2, 4, 6]
+    assert [row["step"] for row in rows if row["category"] == "episode"] == [1]
+    assert StateFolder(tmp_path).load().source == {"given": 6}
     assert (tmp_path / "state" / "latest.pt").is_file() and outputs.final_path.is_file()
 
 
