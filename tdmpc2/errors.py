@@ -89,11 +89,15 @@ _OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "St
 
 
 def run_program(main: Callable[[], Result], on_interrupt: str = "interrupted") -> Result:
-    """Runs a program's main function: what a user can cause ends it with one line and exit code 2, Ctrl-C with 130."""
+    """Runs a program's main function: what a user can cause ends it with one line and exit code 2, Ctrl-C with 130.
+
+    What a KeyboardInterrupt says, which is mostly nothing, follows `on_interrupt`.
+    """
     try:
         return main()
-    except KeyboardInterrupt:
-        print(on_interrupt, file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = printable(interrupt, limit=20_000)
+        print(f"{on_interrupt}: {said}" if said else on_interrupt, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         told = as_user_error(error)

@@ -26,11 +26,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,12 +104,7 @@ class Header:
 
     def committed(self) -> dict[str, int]:
         """Bytes of each file that belong to the store."""
-        episodes = sum(segment.episodes for segment in self.segments)
-        return {
-            "rows": sum(segment.rows_bytes for segment in self.segments),
-            "tasks": episodes * _TASK_DTYPE.itemsize,
-            "returns": episodes * _RETURN_DTYPE.itemsize,
-        }
+        return _sizes(self.segments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,7 +408,7 @@ class EpisodeStore:
             start = 0
             for segment in self.segments:
                 parts.append((column, segment, start))
-                start += _column_bytes(segment)[column]
+                start += _sizes([segment])[column]
         with ThreadPoolExecutor(2) as pool:
             total = sum(pool.map(lambda part: self._verify_segment(*part), parts))
         self.offsets  # noqa: B018 - tasks and rows must agree
@@ -420,7 +416,7 @@ class EpisodeStore:
 
     def _verify_segment(self, column: str, segment: Segment, start: int) -> int:
         file = self.path / f"{column}.bin"
-        size = _column_bytes(segment)[column]
+        size = _sizes([segment])[column]
         expected = str(getattr(segment, f"{column}_sha256"))
         digest, left = hashlib.sha256(), size
         try:
@@ -458,7 +454,7 @@ class EpisodeStore:
         first_episode: int = 0,
         after: int | None = None,
     ) -> StoreWriter:
-        """A context manager that adds one segment in blocks; nothing of it is seen until it ends well.
+        """A context manager that adds one segment in blocks; nothing of it is seen until it ends well, or `commit`s.
 
         Args:
             source: where the episodes come from.
@@ -519,24 +515,52 @@ class EpisodeStore:
             self.__dict__.pop(derived, None)
 
 
+@dataclass
+class _Part:
+    """What a writer has written and not committed yet, all of it whole: it comes after `segments`.
+
+    Attributes:
+        segments: all that the store has.
+        before: episodes that the writer has committed already.
+    """
+
+    segments: tuple[Segment, ...]
+    before: int = 0
+    episodes: int = 0
+    rows_bytes: int = 0
+    digests: dict[str, Any] = field(default_factory=lambda: {column: hashlib.sha256() for column in _COLUMNS})
+
+    def copy(self) -> _Part:
+        return replace(self, digests={column: digest.copy() for column, digest in self.digests.items()})
+
+    def segment(self, source: str, details: dict[str, Any]) -> Segment:
+        sums = {f"{column}_sha256": digest.hexdigest() for column, digest in self.digests.items()}
+        return Segment(
+            self.episodes, self.rows_bytes, **sums, source=source, details=details, created_with=package_versions()
+        )
+
+
 class StoreWriter:
-    """Writes one segment, as a context manager (see `EpisodeStore.writer`); `episodes` counts those written."""
+    """Writes one segment, or with `commit` several, as a context manager (see `EpisodeStore.writer`).
+
+    It holds the store from beginning to end: no other writer's episodes come between its segments.
+
+    `details` are those of the segments to come.
+    """
 
     def __init__(
         self, store: EpisodeStore, source: str, details: dict[str, Any], first_episode: int, after: int | None
     ) -> None:
-        self.episodes = 0
+        self.details = details
         self._after = after
         self._first_episode = first_episode
         self._store = store
         self._source = source
-        self._details = details
-        self._digests = {column: hashlib.sha256() for column in _COLUMNS}
-        self._rows_bytes = 0
-        self._whole = True
-        self._files: dict[str, BinaryIO] = {}
+        self._part = _Part(store.segments)
+        self._torn = False  # a write failed: the files may hold half a block beyond the part
+        self._unsure = False  # the header on the disk may be the next one
+        self._files: dict[str, FileIO] = {}
         self._lock = FolderLock(store.path, _LOCK)
-        self._published = False
         header = store.header
         known = known_widths(header.tasks)
         self._checker = EpisodeChecker(
@@ -547,6 +571,16 @@ class StoreWriter:
             episode_steps=header.episode_steps,
             obs_dims=None if known is None else known[0],
         )
+
+    @property
+    def episodes(self) -> int:
+        """How many were written."""
+        return self._part.before + self._part.episodes
+
+    @property
+    def committed(self) -> int:
+        """How many of them are part of the store, whatever happens."""
+        return self._part.before
 
     def __enter__(self) -> StoreWriter:
         store = self._store
@@ -561,8 +595,9 @@ class StoreWriter:
                     f"{store.path}: found {len(store)} episodes, expected {self._after}: another writer has added some "
                     "meanwhile. Run the same command again."
                 )
+            self._part = _Part(store.segments)
             for column, size in store.header.committed().items():
-                file = (store.path / f"{column}.bin").open("ab")
+                file = (store.path / f"{column}.bin").open("ab", buffering=0)  # what was written can be cut off again
                 self._files[column] = file
                 if file.tell() < size:
                     raise DataError(
@@ -586,14 +621,21 @@ class StoreWriter:
         o, a, r = (np.asarray(x, dtype=np.float32) for x in (obs, action, reward))
         ids = self._checker.check(o, a, r, np.asarray(task), self._first_episode + self.episodes)
         step = max(1, _BLOCK_BYTES // self._store.header.episode_bytes())
-        for start in range(0, len(o), step):
-            part = slice(start, start + step)
-            rows = self._joined(o[part], a[part], r[part], ids[part], self._first_episode + self.episodes + start)
-            self._write("rows", rows)
-            self._rows_bytes += rows.nbytes
-        self._write("tasks", ids.astype(_TASK_DTYPE))
-        self._write("returns", r[:, 1:].sum(axis=1, dtype=np.float64).astype(_RETURN_DTYPE))
-        self.episodes += len(o)
+        part, number = self._part.copy(), self._first_episode + self.episodes
+        self._torn = True
+        try:
+            for start in range(0, len(o), step):
+                block = slice(start, start + step)
+                rows = self._joined(o[block], a[block], r[block], ids[block], number + start)
+                self._write("rows", rows, part)
+                part.rows_bytes += rows.nbytes
+            self._write("tasks", ids.astype(_TASK_DTYPE), part)
+            self._write("returns", r[:, 1:].sum(axis=1, dtype=np.float64).astype(_RETURN_DTYPE), part)
+            part.episodes += len(o)
+        except DataError:  # refused by `representable`: nothing of it stays, as of what the checker refuses
+            self._cut()
+            raise
+        self._part, self._torn = part, False
 
     def _joined(
         self,
@@ -621,58 +663,78 @@ class StoreWriter:
                 position += count
         return out
 
-    def _write(self, column: str, values: npt.NDArray[Any]) -> None:
+    def _write(self, column: str, values: npt.NDArray[Any], part: _Part) -> None:
         data = np.ascontiguousarray(values).data.cast("B")
-        self._digests[column].update(data)
+        part.digests[column].update(data)
+        file = self._files[column]
         try:
-            self._files[column].write(data)
-        except BaseException as error:
-            self._whole = False  # this block may be half written, so the segment must never be seen
-            if isinstance(error, OSError):
-                raise write_error(self._files[column].name, error) from error
-            raise
+            while len(data):
+                data = data[file.write(data) :]
+        except OSError as error:
+            raise write_error(str(file.name), error) from error
+
+    def commit(self) -> None:
+        """Makes a segment of what was written since the last, durable on return; the writer goes on.
+
+        After a write that failed too: what it left is cut off, and the episodes before it are kept.
+
+        Raises:
+            UserError: when a file cannot be written; what was committed before stays as it is.
+        """
+        if self._torn:
+            self._cut()
+        if self._part.episodes:
+            self._publish()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._whole and self.episodes:
+            if kind is None and not self._torn and self._part.episodes:
                 self._publish()
         finally:
             self._close()
 
+    def _cut(self) -> None:
+        """Ends the files after the last whole block."""
+        part, whole = self._part, _sizes(self._part.segments)
+        whole["rows"] += part.rows_bytes
+        whole["tasks"] += part.episodes * _TASK_DTYPE.itemsize
+        whole["returns"] += part.episodes * _RETURN_DTYPE.itemsize
+        for column, size in whole.items():
+            file = self._files[column]
+            try:
+                file.truncate(size)
+            except OSError as error:
+                raise write_error(str(file.name), error) from error
+        self._torn = False
+
     def _publish(self) -> None:
-        """Data first, then the header: only the header makes the segment part of the store."""
-        store = self._store
+        """Data first, then the header: only the header makes the segment part of the store.
+
+        Interrupted at any moment and called again, it lists the segment once.
+        """
+        store, part = self._store, self._part
         for file in self._files.values():
             try:
-                file.flush()
                 os.fsync(file.fileno())
             except OSError as error:
-                raise write_error(file.name, error) from error
-        segment = Segment(
-            episodes=self.episodes,
-            rows_bytes=self._rows_bytes,
-            rows_sha256=self._digests["rows"].hexdigest(),
-            tasks_sha256=self._digests["tasks"].hexdigest(),
-            returns_sha256=self._digests["returns"].hexdigest(),
-            source=self._source,
-            details=self._details,
-            created_with=package_versions(),
-        )
-        self._published = True  # from here on the header may be on the disk, whatever is raised
-        store._write_header(replace(store.header, segments=(*store.segments, segment)))
+                raise write_error(str(file.name), error) from error
+        segments = (*part.segments, part.segment(self._source, dict(self.details)))
+        self._unsure = True  # from here on the header may be on the disk, whatever is raised
+        store._write_header(replace(store.header, segments=segments))
+        self._part, self._unsure = _Part(segments, self.episodes), False
         store._reload()
 
     def _close(self) -> None:
         """Ends the writing and frees the space of what was not committed; else the next writer does it."""
-        committed = self._store.header.committed()
+        committed = _sizes(self._part.segments)
         for column, file in self._files.items():
-            with contextlib.suppress(OSError):  # only what is not wanted can still be in the buffer
+            with contextlib.suppress(OSError):
                 file.close()
             with contextlib.suppress(OSError):
-                if not self._published and Path(file.name).stat().st_size > committed[column]:
-                    os.truncate(file.name, committed[column])
+                if not self._unsure and Path(str(file.name)).stat().st_size > committed[column]:
+                    os.truncate(str(file.name), committed[column])
         self._lock.release()
 
 
@@ -711,11 +773,13 @@ def _in_use(path: Path) -> DataError:
     return DataError(f"{path}: another writer has this store open; wait until it has ended.")
 
 
-def _column_bytes(segment: Segment) -> dict[str, int]:
+def _sizes(segments: Sequence[Segment]) -> dict[str, int]:
+    """Bytes of each file that these segments fill."""
+    episodes = sum(segment.episodes for segment in segments)
     return {
-        "rows": segment.rows_bytes,
-        "tasks": segment.episodes * _TASK_DTYPE.itemsize,
-        "returns": segment.episodes * _RETURN_DTYPE.itemsize,
+        "rows": sum(segment.rows_bytes for segment in segments),
+        "tasks": episodes * _TASK_DTYPE.itemsize,
+        "returns": episodes * _RETURN_DTYPE.itemsize,
     }
 
 

@@ -7,14 +7,16 @@ python scripts/collect.py data_dir=data/mine task=mt30 episodes=4 behaviour=plan
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
+from typing import Any
 
 from omegaconf import DictConfig
 
-from tdmpc2.agent import load_agent, resolve_device
+from tdmpc2.agent import Agent, load_agent, resolve_device
 from tdmpc2.data.importing import store_to_fill, summary
 from tdmpc2.envs import EnvPool
 from tdmpc2.errors import UserError
-from tdmpc2.evaluation.runner import default_workers, envs_at_a_time
+from tdmpc2.evaluation.runner import default_workers, device_name, envs_at_a_time
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.rollout import AgentController, Controller, RandomController
 from tdmpc2.rollout.collecting import collect
@@ -70,8 +72,22 @@ def main(config: DictConfig) -> None:
             pool,
             seed=keys.seed,
             source=f"{acting}, noise {keys.noise}, checkpoint {config.checkpoint}",
+            details=_details(keys, agent, config.greedy),
+            commit_freq=keys.commit_freq,
             on_decisions=progress.update,
         )
     if collected.diverged:
         print(f"left out {collected.diverged} episodes whose simulation diverged", file=sys.stderr)
     print(summary(store))
+
+
+def _details(keys: CollectKeys, agent: Agent | None, greedy: bool) -> dict[str, Any]:
+    """What the episodes were made by: the planner's numbers and ways of running are those that were used."""
+    acted: dict[str, Any] = {"behaviour": keys.behaviour, "noise": keys.noise}
+    if agent is not None:
+        execution = asdict(agent.planner.execution)
+        acted |= {"checkpoint": keys.checkpoint, "agent": agent.checksum(), "greedy": greedy, **execution}
+        acted["device"] = device_name(agent.device)
+    if agent is not None and keys.behaviour == "planner":
+        acted["planner"] = asdict(agent.settings)
+    return acted

@@ -1,4 +1,4 @@
-"""Charts of studies as SVG text, to stand in a page or in files of their own.
+"""Charts of studies and of data as SVG text, to stand in a page or in files of their own.
 
 They can be read in black and white: shape, line and filling tell series apart, colour only beside them. matplotlib is
 imported when a chart is drawn.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tdmpc2.reporting.plots import PALETTE
+from tdmpc2.reporting.plots import PALETTE, short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,6 +164,79 @@ def _label_points(axes: Axes, points: Mapping[str, Point]) -> None:
             va="center",
             fontsize=8,
         )
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A row of `distribution_chart`: how many values lie in each bin, and their least, quartiles and largest."""
+
+    label: str
+    counts: tuple[int, ...]
+    quartiles: tuple[float, float, float, float, float]
+
+
+def distribution_chart(rows: Sequence[Distribution], edges: Sequence[float], name: str, title: str, xlabel: str) -> str:
+    """A histogram for each row, as high as the row in its fullest bin, and under it a line with its quartiles.
+
+    Args:
+        rows: each with counts of the bins between `edges`, one fewer than these.
+        edges: ascending, shared by all rows.
+        name: makes the chart's ids differ from those of others in a page.
+        title, xlabel: of the chart.
+    """
+    figure, axes = _figure(_WIDTH, 1.1 + 0.4 * len(rows), title)
+    for row, shown in enumerate(rows):
+        most = max(shown.counts, default=0) or 1
+        heights = [row - 0.72 * count / most for count in shown.counts]
+        axes.stairs(heights, edges, baseline=row, fill=True, color=PALETTE[5], linewidth=0)
+        axes.stairs(heights, edges, baseline=row, color=PALETTE[0], linewidth=0.7)
+        least, lower, median, upper, largest = shown.quartiles
+        under = row + 0.13
+        axes.plot([least, largest], [under] * 2, color="black", linewidth=0.8)
+        axes.plot([lower, upper], [under] * 2, color="black", linewidth=3.2, solid_capstyle="butt")
+        axes.plot([median], [under], color="black", marker="o", markersize=4.5, markerfacecolor="white")
+    axes.set_yticks(range(len(rows)), [_short(shown.label) for shown in rows])
+    axes.set_ylim(len(rows) - 0.6, -0.85)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    return _svg(figure, name)
+
+
+_COLUMNS = 3
+
+
+def curve_charts(curves: Mapping[str, Sequence[Point]], name: str, title: str, xlabel: str, ylabel: str) -> str:
+    """A small chart for each curve, three beside each other: a line through its points and a band of their intervals.
+
+    All have the same height of the axis, each its own length. `name` is as in `distribution_chart`.
+    """
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(curves) / _COLUMNS)
+    figure = Figure(figsize=(_WIDTH, 0.8 + 1.35 * rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    grid = figure.subplots(rows, _COLUMNS, sharey=True, squeeze=False)
+    for axes, (label, points) in zip(grid.flat, curves.items(), strict=False):
+        x, y = [point.x for point in points], [point.y for point in points]
+        low = [point.y if point.low is None else point.low for point in points]
+        high = [point.y if point.high is None else point.high for point in points]
+        axes.fill_between(x, low, high, color=PALETTE[5], alpha=0.45, linewidth=0)
+        axes.plot(x, y, color=PALETTE[0], linewidth=1.4, marker="o" if len(points) == 1 else None, markersize=4)
+        axes.set_title(_short(label), loc="left", fontsize=8.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=4, integer=True)
+        axes.locator_params(axis="y", nbins=4)
+        axes.xaxis.set_major_formatter(short_number)
+        axes.set_axisbelow(True)
+        axes.grid(color=_GRID, linewidth=0.7)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel(xlabel, fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
+    return _svg(figure, name)
 
 
 _LINE_HEIGHT = 0.055

@@ -59,7 +59,7 @@ def learning_curves(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.margins(x=0.02, y=0.08)
-    axes.xaxis.set_major_formatter(_short_number)
+    axes.xaxis.set_major_formatter(short_number)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
     _label_ends(axes, labels)
     _save(figure, path)
@@ -291,7 +291,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [total / count + place * gap for total, count in blocks for place in range(int(count))]
 
 
-def _short_number(value: float, position: float = 0) -> str:
+def short_number(value: float, position: float = 0) -> str:
     """Axis figures as 0, 500, 20K, 1.5M."""
     for size, letter in ((1e6, "M"), (1e3, "K")):
         if abs(value) >= size:

@@ -423,6 +423,15 @@ class CollectKeys:
         source=THIS_PROJECT,
         check=OneOf(("oscillate", "uniform", "planner", "prior")),
     )
+    commit_freq: int = key(
+        100,
+        "episodes between commits to the store, which keeps them whatever happens next; 0: one at the end, all or "
+        "nothing; no episode depends on it",
+        unit="episodes",
+        source=THIS_PROJECT,
+        check=Whole(0, MOST_EPISODES),
+        names_run=False,
+    )
     checkpoint: str | None = key(
         None,
         "file of the student, for behaviour=planner or prior",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from data_fixtures import ROOT, make_episodes, make_store, padded
 
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store import EpisodeStore, StoreWriter
 from tdmpc2.errors import DataError, UserError
 from tdmpc2.tasks import task_set
 
@@ -209,6 +209,88 @@ def test_an_error_in_the_writers_block_leaves_nothing(tmp_path: Path) -> None:
     with store.writer():
         pass
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
+
+
+def test_a_writer_commits_as_it_goes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    with store.writer("parts", {"n": 1}) as writer:
+        writer.commit()  # nothing was written: no segment
+        for count in (1, 2):
+            writer.write(**episodes([3] * count))
+            writer.commit()
+            assert (writer.committed, writer.episodes) == (count * (count + 1) // 2,) * 2
+            assert EpisodeStore.open(tmp_path / "s").verify()
+            with pytest.raises(DataError, match="another writer"):
+                EpisodeStore.open(tmp_path / "s").append(**episodes())
+        writer.write(**episodes([2]))
+    assert [s.episodes for s in store.segments] == [5, 1, 2, 1]
+    assert all((s.source, s.details) == ("parts", {"n": 1}) for s in store.segments[1:])
+    assert store.task_ids.tolist() == [*IDS, 3, 3, 3, 2] and store.verify()
+    with pytest.raises(ZeroDivisionError), store.writer() as writer:
+        writer.write(**episodes([3]))
+        writer.commit()
+        writer.write(**episodes([2]))
+        raise ZeroDivisionError
+    assert store.task_ids.tolist() == [*IDS, 3, 3, 3, 2, 3] and store.verify()
+    assert (tmp_path / "s" / "rows.bin").stat().st_size == store.num_bytes
+
+
+def test_a_commit_after_a_failed_write_keeps_what_was_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    write = StoreWriter._write
+
+    def fails(self: StoreWriter, column: str, *rest: Any) -> None:
+        if column == "returns":
+            raise KeyboardInterrupt
+        write(self, column, *rest)
+
+    for rescued in (True, False):
+        with store.writer() as writer:
+            writer.write(**episodes([3]))
+            monkeypatch.setattr(StoreWriter, "_write", fails)
+            with pytest.raises(KeyboardInterrupt):
+                writer.write(**episodes([2]))
+            monkeypatch.undo()
+            if rescued:
+                writer.commit()
+                writer.write(**episodes([0]))
+        assert store.task_ids.tolist() == [*IDS, 3, 0], "without a commit nothing of the segment is kept"
+        assert EpisodeStore.open(tmp_path / "s").verify()
+        assert (tmp_path / "s" / "rows.bin").stat().st_size == store.num_bytes
+
+
+@pytest.mark.parametrize("moment", ["before the header", "after the header"])
+def test_an_interrupted_commit_is_made_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    store = make_store(tmp_path / "s", TASKS, IDS)
+    write_header = EpisodeStore._write_header
+
+    def interrupted(self: EpisodeStore, header: Any) -> None:
+        if moment == "after the header":
+            write_header(self, header)
+        raise KeyboardInterrupt
+
+    with store.writer() as writer:
+        writer.write(**episodes([3]))
+        monkeypatch.setattr(EpisodeStore, "_write_header", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit()
+        monkeypatch.undo()
+        writer.commit()
+        writer.write(**episodes([2]))
+    assert store.task_ids.tolist() == [*IDS, 3, 2] and len(store.segments) == 3
+    assert EpisodeStore.open(tmp_path / "s").verify()
+
+
+def test_a_large_block_that_is_refused_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdmpc2.data.store._BLOCK_BYTES", 1)  # an episode at a time
+    store = EpisodeStore.create(tmp_path / "s", TASKS.tasks, 8, 2, 21, dtype="float16")
+    good, large = episodes([0]), episodes([0, 0])
+    large["reward"][1, 5] = 1e6
+    with store.writer() as writer:
+        writer.write(**good)
+        with pytest.raises(DataError, match="episode 2, step 5"):
+            writer.write(**large)
+    assert len(store) == 1 and store.verify()
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -22,7 +22,16 @@ import pytest
 
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_bytes, atomic_write_text, write_error
-from tdmpc2.reporting.charts import Mark, Point, Value, interval_chart, line_chart
+from tdmpc2.reporting.charts import (
+    Distribution,
+    Mark,
+    Point,
+    Value,
+    curve_charts,
+    distribution_chart,
+    interval_chart,
+    line_chart,
+)
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
 from tdmpc2.reporting.plots import SizedScore, _spread, learning_curves, score_bars, score_by_size, task_bars
 from tdmpc2.reporting.progress import Progress, duration
@@ -545,6 +554,10 @@ def test_a_page_is_whole_in_itself(tmp_path: Path) -> None:
     report.chart("first", interval_chart(marks, kinds, "first", "Scores", "points", zero=True), "Scores")
     series = {f"line {n}": [Point(0, n), Point(1, n + 1, n, n + 2)] for n in range(9)}
     report.chart("second", line_chart(series, "second", "Lines", "updates", "score"), "Lines")
+    spread = [Distribution("a <b>", (0, 3, 1), (1.0, 1.2, 1.5, 1.8, 2.9)), Distribution("none", (0, 0, 0), (1.0,) * 5)]
+    report.chart("third", distribution_chart(spread, (0, 1, 2, 3), "third", "Spread", "return"), "Spread")
+    curves = {**series, "one": [Point(1, 2.0, 1.0, 3.0)]}
+    report.chart("fourth", curve_charts(curves, "fourth", "Curves", "episode", "return"), "Curves")
     report.points(["one", "two"])
     path = report.write_page(tmp_path)
     text = path.read_text()
@@ -557,7 +570,9 @@ def test_a_page_is_whole_in_itself(tmp_path: Path) -> None:
     assert "<p>One | two three</p>" in text
     assert "missing" in text and "missing" not in interval_chart(marks[:1], kinds, "x", "t", "u")
     report.write(tmp_path, {})
-    assert names(tmp_path) == ["first.svg", "report.html", "report.json", "report.md", "second.svg"]
+    assert names(tmp_path) == [
+        *("first.svg", "fourth.svg", "report.html", "report.json", "report.md", "second.svg", "third.svg")
+    ]
     markdown = (tmp_path / "report.md").read_text()
     assert "![Lines](second.svg)" in markdown and r"| a\|b" in markdown and "- one\n- two" in markdown
     assert (tmp_path / "second.svg").read_text().startswith("<svg")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tdmpc2.envs.pool import Steps
 from tdmpc2.errors import UserError
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.rollout import AgentController, Episode, Job, RandomController, run_episodes
-from tdmpc2.rollout.collecting import collect
+from tdmpc2.rollout.collecting import Collected, collect
 from tdmpc2.tasks import task_set
 
 SMALL = PlannerSettings(iterations=2, num_samples=16, num_elites=4, num_pi_trajs=4)
@@ -227,7 +228,8 @@ def test_a_second_collection_differs_and_refuses_foreign_tasks(tmp_path: Path) -
     assert len(store) == 2
 
 
-def test_a_full_disk_while_collecting_keeps_what_was_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("commit_freq", [0, 3])
+def test_a_full_disk_while_collecting_keeps_what_was_committed(tmp_path: Path, commit_freq: int) -> None:
     program = """
 import resource, sys
 from pathlib import Path
@@ -243,18 +245,18 @@ store = open_or_create(Path(sys.argv[1]), tasks)
 def go(episodes):
     collect(
         store, tasks.tasks, episodes, lambda n: RandomController(tasks, n, oscillate=True),
-        lambda jobs: EnvPool(tasks, num_envs=2, num_workers=0), seed=1, source="test",
+        lambda jobs: EnvPool(tasks, num_envs=2, num_workers=0), seed=1, source="test", commit_freq=int(sys.argv[2]),
     )
 
 go(1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2 * store.num_bytes + 100, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 * store.num_bytes + 100, resource.RLIM_INFINITY))
 try:
     go(4)
 except UserError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "s"],
+        [sys.executable, "-c", program, tmp_path / "s", str(commit_freq)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -263,8 +265,80 @@ except UserError as error:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"cannot write {tmp_path / 's' / 'rows.bin'}: ") and done.stdout.count("\n") == 1
     store = EpisodeStore.open(tmp_path / "s")
-    assert len(store) == 1 and store.verify() > 0
+    assert [segment.episodes for segment in store.segments] == ([1, 2] if commit_freq else [1]) and store.verify() > 0
+    assert ("2 of 4 episodes are in" in done.stdout) == bool(commit_freq)
     assert (tmp_path / "s" / "rows.bin").stat().st_size == store.num_bytes, "what was not committed is cut off"
+
+
+def pendulum(store: EpisodeStore, episodes: int, **how: Any) -> Collected:
+    """Oscillating episodes of pendulum-spin, two at a time."""
+    tasks = task_set("pendulum-spin")
+    return collect(
+        store,
+        tasks.tasks,
+        episodes,
+        lambda slots: RandomController(tasks, slots, oscillate=True),
+        lambda jobs: EnvPool(tasks, num_envs=2, num_workers=0),
+        seed=1,
+        source="test",
+        **how,
+    )
+
+
+def test_no_episode_depends_on_how_often_is_committed(tmp_path: Path) -> None:
+    stores = [open_or_create(tmp_path / str(n), task_set("pendulum-spin")) for n in range(2)]
+    for store, freq in zip(stores, (0, 2), strict=True):
+        pendulum(store, 1)
+        pendulum(store, 3, commit_freq=freq, details={"noise": 0})
+    assert [[s.episodes for s in store.segments] for store in stores] == [[1, 3], [1, 2, 1]]
+    rows = [(tmp_path / str(n) / "rows.bin").read_bytes() for n in range(2)]
+    assert rows[0] == rows[1] and stores[1].verify()
+    asked = {"noise": 0, "seed": 1, "first": 1, "tasks": ["pendulum-spin"], "episodes": 3}
+    assert all(s.details == asked and s.source == "test" for store in stores for s in store.segments[1:])
+
+
+class Stops:
+    """Raises an error after so many decisions."""
+
+    def __init__(self, error: BaseException, decisions: int) -> None:
+        self.error, self.left = error, decisions
+
+    def __call__(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise self.error
+
+
+def test_what_ends_a_collection_early_keeps_the_episodes_that_have_ended(tmp_path: Path) -> None:
+    """Three are committed, one has ended since, and two are under way."""
+    store = open_or_create(tmp_path / "s", task_set("pendulum-spin"))
+    whole = open_or_create(tmp_path / "whole", task_set("pendulum-spin"))
+    pendulum(whole, 6)
+    stop = Stops(KeyboardInterrupt(), 2100)
+    said = rf"^4 of 6 episodes are in {tmp_path / 's'}; the same command with episodes=2 adds the rest\.$"
+    with pytest.raises(KeyboardInterrupt, match=said):
+        pendulum(store, 6, commit_freq=3, on_decisions=stop)
+    assert [s.episodes for s in store.segments] == [3, 1] and store.verify()
+    np.testing.assert_array_equal(store.returns(), whole.returns()[:4])
+
+    pendulum(store, 2, commit_freq=3)
+    assert len(store) == 6 and len(set(store.returns().tolist())) == 6, "no episode twice"
+
+    with pytest.raises(UserError, match=r"^no simulator None of 2 episodes is in .*; run the same command again"):
+        pendulum(store, 2, commit_freq=1, on_decisions=Stops(UserError("no simulator"), 900))
+    with pytest.raises(ZeroDivisionError) as raised:
+        pendulum(store, 3, commit_freq=100, on_decisions=Stops(ZeroDivisionError(), 1100))
+    assert raised.value.__notes__ == [
+        f"2 of 3 episodes are in {store.path}; the same command with episodes=1 adds the rest."
+    ]
+    assert len(store) == 8
+
+
+def test_without_commits_nothing_is_seen_of_a_collection_that_ends_early(tmp_path: Path) -> None:
+    store = open_or_create(tmp_path / "s", task_set("pendulum-spin"))
+    with pytest.raises(KeyboardInterrupt) as raised:
+        pendulum(store, 3, on_decisions=Stops(KeyboardInterrupt(), 1100))
+    assert len(store) == 0 and not str(raised.value)
 
 
 def test_a_collection_that_fails_at_its_start_leaves_nothing(tmp_path: Path) -> None:
