@@ -30,8 +30,8 @@ class OnlineSettings:
     )
     seed_episodes: int = key(
         5,
-        "of an online run: episodes of each task before the first update, which as many updates at once follow as the "
-        "decisions call for",
+        "of an online run: episodes of each task before the first update; the updates that they call for follow at "
+        "once, but not for a model of a checkpoint, which so little data would spoil",
         unit="episodes",
         source=TDMPC2,
         check=Whole(1, MOST_EPISODES),
@@ -106,8 +106,8 @@ class OnlineSettings:
         """Decisions of all episodes before the first update."""
         return self.seed_episodes * sum(tasks.episode_steps)
 
-    def updates(self, decisions: int, tasks: TaskSet) -> int:
-        """How many a run of so many decisions does.
+    def updates(self, decisions: int, tasks: TaskSet, *, trained: bool) -> int:
+        """How many a run of so many decisions does; `trained` says that it starts from a checkpoint.
 
         Raises:
             UserError: for a run that ends before its first update.
@@ -118,4 +118,4 @@ class OnlineSettings:
                 f"steps={decisions:,} decisions end before the first update: seed_episodes={self.seed_episodes} of "
                 f"{len(tasks)} task{'s' if len(tasks) > 1 else ''} take {first:,}; raise steps, or lower seed_episodes."
             )
-        return math.floor(self.updates_per_decision(tasks) * decisions)
+        return math.floor(self.updates_per_decision(tasks) * (decisions - (first if trained else 0)))

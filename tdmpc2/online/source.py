@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +31,8 @@ class OnlineSource:
     """Acts as far as the next update asks, and draws that update's batch from what the replay holds.
 
     While the update runs, worker processes simulate the last decisions. An episode enters the replay when it ends.
-    Update k, counted from 0, needs every episode of the seed phase, and decisions for which utd gives k + 1 updates.
+    Update k, counted from 0, needs every episode of the seed phase, and decisions for which utd gives k + 1 updates;
+    those of the seed phase do not count for a model that was trained before.
 
     As a context it ends the worker processes. Nothing starts before the first batch is asked for.
 
@@ -41,6 +41,7 @@ class OnlineSource:
         replay: empty; a run that goes on fills it from the store.
         settings: of acting.
         seed_behaviour: what acts in the seed phase: uniform, oscillate or agent.
+        trained: whether the model has learned before.
         seed: of all episodes.
         workers: simulator processes.
         store: where every episode is kept, in segments that `state` commits.
@@ -57,6 +58,7 @@ class OnlineSource:
         settings: OnlineSettings,
         *,
         seed_behaviour: str,
+        trained: bool,
         seed: int,
         workers: int,
         store: Path,
@@ -74,7 +76,7 @@ class OnlineSource:
         self._device = device
         self._step = start_step
         self._asked_to_stop = asked_to_stop
-        self._utd = settings.updates_per_decision(self._tasks)
+        self._trained = trained
         self._place = store
         self._store: EpisodeStore | None = None
         self._unsaved: list[Episode] = []
@@ -168,7 +170,9 @@ class OnlineSource:
         """Updates that the decisions so far call for."""
         if self._seeds_left > 0 or not len(self._replay):
             return 0
-        return math.floor(self._utd * self._decisions)
+        if self._decisions < self._settings.seed_decisions(self._tasks):
+            return 0  # episodes whose simulation diverged are shorter
+        return self._settings.updates(self._decisions, self._tasks, trained=self._trained)
 
     def _act(self) -> None:
         """One more decision in every environment."""

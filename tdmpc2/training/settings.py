@@ -162,13 +162,20 @@ class TrainSettings:
     @property
     def updates(self) -> int:
         """What the run does when it is whole."""
-        return self.steps if self.online is None else self.online.updates(self.steps, self.task_set)
+        if self.online is None:
+            return self.steps
+        return self.online.updates(self.steps, self.task_set, trained=self.trained)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model has learned before the run began."""
+        return self.checkpoint is not None
 
     @property
     def seed_behaviour(self) -> str:
         """What acts in the seed phase of an online run."""
         chosen = None if self.online is None else self.online.seed_behaviour
-        return chosen or ("uniform" if self.checkpoint is None else "agent")
+        return chosen or ("agent" if self.trained else "uniform")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the updates depend on, and so may not change when a run resumes; `steps` may."""
@@ -194,6 +201,11 @@ class TrainSettings:
             return {}
         chosen = {held.name: getattr(self.online, declared.name) for declared, held in keys_in(OnlineSettings)}
         chosen.pop("buffer_storage")
-        resolved = {"utd": self.utd, "train_envs": self.online.envs(self.task_set)}
+        resolved = {
+            "utd": self.utd,
+            "train_envs": self.online.envs(self.task_set),
+            "seed_behaviour": self.seed_behaviour,
+            **({"trained": True} if self.trained else {}),
+        }
         planner = {f"planner.{name}": value for name, value in asdict(self.planner).items()}
         return {"mode": "online", **chosen, **resolved, **planner}

@@ -107,6 +107,7 @@ def _from_simulator(settings: TrainSettings, ranks: Ranks) -> RunData:
             replay,
             online,
             seed_behaviour=settings.seed_behaviour,
+            trained=settings.trained,
             seed=settings.seed,
             workers=default_workers() if workers is None else workers,
             store=online.save_replay or settings.run_dir / REPLAY,

@@ -118,7 +118,11 @@ def test_drawn_episodes_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("capacity", "horizon", "named"),
-    [(T - 1, H, "buffer_size=11 holds no whole episode of 12"), (T, T, "horizon=12"), (10**13, H, "buffer_storage=disk")],
+    [
+        (T - 1, H, "buffer_size=11 holds no whole episode of 12"),
+        (T, T, "horizon=12"),
+        (10**13, H, "buffer_storage=disk"),
+    ],
 )
 def test_numbers_that_make_no_replay(capacity: int, horizon: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
