@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEVICE ?= auto
 
-.PHONY: quickstart test test-avx2 test-slow test-reliability test-cuda lint setup setup-dev teacher clean
+.PHONY: quickstart test test-avx2 test-slow test-reliability test-cuda lint setup setup-dev clean
 
 quickstart: setup
 	$(BIN)/python scripts/quickstart.py --device $(DEVICE)
@@ -56,10 +56,6 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@ $(VENV)/installed
-
-# How the bundled teacher was made: about half an hour on 2 cores.
-teacher: setup
-	$(BIN)/python scripts/make_teacher.py --out checkpoints/quickstart_teacher.safetensors --work logs/quickstart_teacher
 
 clean:
 	rm -rf $(VENV) results/quickstart data/quickstart

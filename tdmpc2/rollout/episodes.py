@@ -135,11 +135,12 @@ class Rollout:
         self._latest = np.zeros((pool.num_envs, pool.task_set.obs_dim), np.float32)
         self._groups: list[list[int]] = [part.tolist() for part in np.array_split(np.arange(pool.num_envs), groups)]
         self._decided: deque[tuple[list[int], list[int], FloatArray]] = deque()  # group, its slots at work, actions
+        self._failure: BaseException | None = None
 
     @property
     def playing(self) -> bool:
-        """Whether an episode runs; none does before `begin`, nor when all jobs are done."""
-        return bool(self._decided)
+        """Whether there is something to wait for; not before `begin`, nor when all jobs are done."""
+        return bool(self._decided) or self._failure is not None
 
     def begin(self) -> None:
         """Starts the first episodes, and takes their first decisions."""
@@ -150,8 +151,11 @@ class Rollout:
     def turn(self) -> list[Episode]:
         """Waits for the oldest step under way and decides the next one in its slots; gives the episodes that ended.
 
-        A slot whose episode ended goes on with the next job.
+        A slot whose episode ended goes on with the next job. What fails then is raised by the next turn: the episodes
+        that ended are whole.
         """
+        if self._failure is not None:
+            raise self._failure
         group, slots, action = self._decided.popleft()
         obs, reward, done = self._pool.step_wait()
         for row, slot in enumerate(slots):
@@ -161,8 +165,13 @@ class Rollout:
             self._on_decisions(len(slots))
         ended = [slot for row, slot in enumerate(slots) if done[row]]
         finished = [self._running.pop(slot).finish() for slot in ended]
-        self._start(ended)
-        self._decide(group)
+        try:
+            self._start(ended)
+            self._decide(group)
+        except BaseException as failure:
+            if not finished:
+                raise
+            self._failure = failure
         return finished
 
     def _start(self, slots: list[int]) -> None:
