@@ -239,6 +239,50 @@ def curve_charts(curves: Mapping[str, Sequence[Point]], name: str, title: str, x
     return _svg(figure, name)
 
 
+@dataclass(frozen=True)
+class LearningCurve:
+    """Returns of one task by environment steps: of every training episode, of evaluations, and published ones.
+
+    A published point's interval is the range of its seeds.
+    """
+
+    training: Sequence[Point]
+    evaluated: Sequence[Point]
+    published: Sequence[Point] = ()
+
+
+def learning_charts(curves: Mapping[str, LearningCurve], name: str, title: str) -> str:
+    """A chart for each task, three beside each other; `name` is as in `distribution_chart`.
+
+    Training episodes are dots, evaluations a line, what is published squares with the range of the seeds.
+    """
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(curves) / _COLUMNS)
+    figure = Figure(figsize=(_WIDTH, 1.0 + 1.7 * rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    grid = figure.subplots(rows, min(_COLUMNS, len(curves)), sharey=True, squeeze=False)
+    for axes, (label, curve) in zip(grid.flat, curves.items(), strict=False):
+        axes.plot([p.x for p in curve.training], [p.y for p in curve.training], ".", color=PALETTE[5], markersize=4)
+        axes.plot([p.x for p in curve.evaluated], [p.y for p in curve.evaluated], "-o", color=PALETTE[0], markersize=4)
+        for point in curve.published:
+            low, high = (point.y if bound is None else bound for bound in (point.low, point.high))
+            axes.plot([point.x, point.x], [low, high], color="black", linewidth=1)
+            axes.plot([point.x], [point.y], linestyle="none", **_PUBLISHED)
+        axes.set_title(_short(label), loc="left", fontsize=8.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=4, integer=True)
+        axes.xaxis.set_major_formatter(short_number)
+        axes.set_axisbelow(True)
+        axes.grid(color=_GRID, linewidth=0.7)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel("environment steps", fontsize=9)
+    figure.supylabel("return of an episode", fontsize=9)
+    return _svg(figure, name)
+
+
 _LINE_HEIGHT = 0.055
 """Of labels, in heights of the axes."""
 _PUBLISHED: dict[str, Any] = {
