@@ -24,6 +24,7 @@ def test_an_interrupted_collection_keeps_what_has_ended(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, ROOT / COLLECT, *command, "commit_freq=1"],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
     )  # fmt: skip
     try:
         while not (tmp_path / "mine" / "tasks.bin").exists() or len(EpisodeStore.open(tmp_path / "mine")) < 2:

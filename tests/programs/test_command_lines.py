@@ -39,7 +39,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Things:
     published = folder / "chunk_0.pt"
     save_published(published, published_tensors(make_episodes(task_set("mt30"), [0, 7, 29], 501, 24, 6)))
     final = folder / "run" / "checkpoints" / "final.safetensors"
-    return Things(store_path(), final, results, published, TINY)
+    store = shutil.copytree(store_path(), folder / "store")  # a line may add to it
+    return Things(store, final, results, published, TINY)
 
 
 def try_many(server: ProgramServer, things: Things, folder: Path, count: int, seed: int) -> Counter[str]:
