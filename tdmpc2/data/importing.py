@@ -31,16 +31,21 @@ class FileProgress:
     skipped: bool = False
 
 
+def common_episode_steps(task_set: TaskSet) -> int:
+    """T of every task's episodes, their decisions plus 1; a `DataError` where they differ."""
+    steps = set(task_set.episode_steps)
+    if len(steps) != 1:
+        raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
+    return steps.pop() + 1
+
+
 def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: str | None = None) -> EpisodeStore:
     """The store at `path`, made for the task set if there is none; a `DataError` if it is for another one.
 
     `dtype` is float32 (the default of a new store) or float16; None accepts that of a store that is there.
     """
     path = Path(path)
-    steps = set(task_set.episode_steps)
-    if len(steps) != 1:
-        raise DataError(f"task set '{task_set.name}' has episodes of {sorted(steps)} steps, expected one length.")
-    wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, steps.pop() + 1)
+    wanted = (task_set.tasks, task_set.obs_dim, task_set.action_dim, common_episode_steps(task_set))
     if is_free(path):
         try:
             return EpisodeStore.create(path, *wanted, notes=notes, dtype=dtype or "float32")

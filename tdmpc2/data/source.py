@@ -9,7 +9,7 @@ from tdmpc2.data.batch import Batch
 
 
 class Interrupted(Exception):
-    """Raised in place of a batch by a source that must first act, when the run is asked to stop meanwhile."""
+    """Ends what a run does between two updates, acting or an evaluation, when a signal asks it to stop."""
 
 
 class BatchSource(Protocol):

@@ -106,16 +106,18 @@ class OnlineSettings:
         """Decisions of all episodes before the first update."""
         return self.seed_episodes * sum(tasks.episode_steps)
 
-    def updates(self, decisions: int, tasks: TaskSet, *, trained: bool) -> int:
-        """How many a run of so many decisions does; `trained` says that it starts from a checkpoint.
-
-        Raises:
-            UserError: for a run that ends before its first update.
-        """
+    def check_steps(self, decisions: int, tasks: TaskSet) -> None:
+        """Raises a `UserError` for a run that ends before its first update."""
         first = self.seed_decisions(tasks)
         if decisions < first:
             raise UserError(
                 f"steps={decisions:,} decisions end before the first update: seed_episodes={self.seed_episodes} of "
                 f"{len(tasks)} task{'s' if len(tasks) > 1 else ''} take {first:,}; raise steps, or lower seed_episodes."
             )
+
+    def updates(self, decisions: int, tasks: TaskSet, *, trained: bool) -> int:
+        """How many so many decisions call for; `trained`: the run starts from a checkpoint. None in the seed phase."""
+        first = self.seed_decisions(tasks)
+        if decisions < first:
+            return 0
         return math.floor(self.updates_per_decision(tasks) * (decisions - (first if trained else 0)))

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from tdmpc2.agent import Agent
@@ -23,6 +22,7 @@ from tdmpc2.errors import CheckpointError, DataError, UserError
 from tdmpc2.online.acting import LearningController, endless_jobs
 from tdmpc2.online.settings import OnlineSettings
 from tdmpc2.rollout import Episode, Job, Rollout, Trajectory, UnderWay
+from tdmpc2.rollout.collecting import write_episode
 
 _COLUMNS = ("obs", "action", "reward")
 
@@ -170,8 +170,6 @@ class OnlineSource:
         """Updates that the decisions so far call for."""
         if self._seeds_left > 0 or not len(self._replay):
             return 0
-        if self._decisions < self._settings.seed_decisions(self._tasks):
-            return 0  # episodes whose simulation diverged are shorter
         return self._settings.updates(self._decisions, self._tasks, trained=self._trained)
 
     def _act(self) -> None:
@@ -267,9 +265,7 @@ class OnlineSource:
                 after=len(store),
             ) as writer:
                 for episode in self._unsaved:
-                    assert episode.trajectory is not None
-                    t, task = episode.trajectory, self._tasks.index(episode.job.task)
-                    writer.write(t.obs[None], t.action[None], t.reward[None], np.full(1, task))
+                    write_episode(store, writer, episode)
             self._unsaved.clear()
         return store
 

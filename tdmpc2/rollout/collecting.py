@@ -77,7 +77,7 @@ def collect(
                 if episode.length + 1 != store.episode_steps:
                     collected.diverged += 1  # a store's episodes all have the same length
                     continue
-                _write(store, writer, episode)
+                write_episode(store, writer, episode)
                 collected.returns[episode.job.task].append(episode.episode_return)
                 if commit_freq and writer.episodes - writer.committed >= commit_freq:
                     writer.commit()
@@ -111,7 +111,8 @@ def _keeping(
         raise
 
 
-def _write(store: EpisodeStore, writer: StoreWriter, episode: Episode) -> None:
+def write_episode(store: EpisodeStore, writer: StoreWriter, episode: Episode) -> None:
+    """Adds a recorded episode, in the store's widths."""
     trajectory = episode.trajectory
     assert trajectory is not None
     obs, action = _widen(trajectory.obs, store.obs_dim), _widen(trajectory.action, store.action_dim)

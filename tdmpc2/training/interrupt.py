@@ -10,10 +10,6 @@ from types import FrameType
 _ASKING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-class Stopped(Exception):
-    """Ends an evaluation within a run when a signal asks the run to stop."""
-
-
 class Interrupt:
     """Set by SIGINT, SIGTERM or SIGHUP (a terminal that is closed), so that a run stops between two updates."""
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from tdmpc2.agent import Agent
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.checkpointing.files import save_tensors
-from tdmpc2.data.source import BatchSource
+from tdmpc2.data.source import BatchSource, Interrupted
 from tdmpc2.errors import DataError
 from tdmpc2.evaluation.runner import evaluate
 from tdmpc2.fileio import atomic_write_text
 from tdmpc2.model import published_size
 from tdmpc2.reporting.log_file import logged_to
 from tdmpc2.reporting.metrics import MetricLogger
-from tdmpc2.training.interrupt import Interrupt, Stopped
+from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.preparing import PreparedRun
 from tdmpc2.training.resuming import CHECKPOINTS, FINAL_NAME
 from tdmpc2.training.schedule import Schedule
@@ -172,7 +172,7 @@ class RunOutputs:
 
         def on_decisions(count: int) -> None:
             if self._interrupt.signal is not None:
-                raise Stopped
+                raise Interrupted
 
         s = self._run.settings
         agent = Agent(self._run.learner.model, s.task_set, s.planner)
@@ -180,7 +180,7 @@ class RunOutputs:
         settings = replace(s.evaluation, video_dir=None if films is None else films / f"step_{step:08d}")
         try:
             result = evaluate(agent, settings, label=f"step {step}", on_decisions=on_decisions)
-        except Stopped:
+        except Interrupted:
             return None
         returns = {f"return/{task}": sum(r) / len(r) for task, r in result.returns().items()}
         score = result.score().value

@@ -151,6 +151,8 @@ class TrainSettings:
             check_keys(objective)
         if self.eval_freq or self.end.episodes or self.online is not None:
             check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
+        if self.online is not None:
+            self.online.check_steps(self.steps, self.task_set)
         if self.updates < 1:
             raise UserError(f"steps={self.steps:,} decisions at utd={self.utd:g} are no update; raise one of them.")
 

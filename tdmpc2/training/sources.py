@@ -9,6 +9,7 @@ from typing import Any
 
 from tdmpc2.agent import Agent
 from tdmpc2.data.batch import Batch
+from tdmpc2.data.importing import common_episode_steps
 from tdmpc2.data.labels import LabelColumn
 from tdmpc2.data.replay import Replay
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
@@ -83,13 +84,10 @@ def _from_simulator(settings: TrainSettings, ranks: Ranks) -> RunData:
     assert online is not None
     if ranks.size > 1:
         raise UserError("mode=online runs in one process, whose workers simulate: start it without torchrun.")
-    lengths = set(tasks.episode_steps)
-    if len(lengths) != 1:
-        raise UserError(f"task set '{tasks.name}' has episodes of {sorted(lengths)} decisions, expected one length.")
     replay = Replay(
         tasks,
         online.buffer_size,
-        lengths.pop() + 1,
+        common_episode_steps(tasks),
         settings.batch_size,
         settings.horizon,
         settings.seed,
