@@ -153,15 +153,17 @@ def test_a_job_that_is_killed_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and not list(tmp_path.rglob(".jobs-*"))
 
 
-# What SLURM's commands do, as far as submitit asks them: jobs of an array begin at once, in sessions of their own.
+# What SLURM's commands do, as far as submitit asks them: jobs of an array begin at once, in sessions of their own. The
+# script is copied, as sbatch does: submitit moves it, and makes the folders of the logs, once sbatch has answered.
 SBATCH = r"""
 import os, re, subprocess, sys
-first, last = map(int, re.search(r"--array=(\d+)-(\d+)", open(sys.argv[-1]).read()).groups())
+script = open(sys.argv[-1]).read()
+first, last = map(int, re.search(r"--array=(\d+)-(\d+)", script).groups())
 for task in range(first, last + 1):
     told = {"JOB_ID": "7", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": str(task), "NTASKS": "1", "JOB_NUM_NODES": "1",
             "NODEID": "0", "PROCID": "0", "LOCALID": "0", "JOB_NODELIST": "localhost"}
     env = {**os.environ, **{f"SLURM_{name}": value for name, value in told.items()}}
-    subprocess.Popen(["bash", sys.argv[-1]], env=env, start_new_session=True,
+    subprocess.Popen(["bash", "-c", script], env=env, start_new_session=True,
                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print("Submitted batch job 7")
 """
@@ -174,6 +176,7 @@ while given[0].startswith("-"):
         files[option] = given.pop(0)
 for option, descriptor in (("--output", 1), ("--error", 2)):
     path = files[option].replace("%A", "7").replace("%a", os.environ["SLURM_ARRAY_TASK_ID"]).replace("%t", "0")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), descriptor)
 os.execvp(given[0], given)
 """
