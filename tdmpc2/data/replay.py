@@ -9,16 +9,13 @@ from __future__ import annotations
 import collections
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store import EpisodeBlock, EpisodeStore
 from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
 from tdmpc2.tasks import TaskSet
@@ -26,23 +23,6 @@ from tdmpc2.tasks import TaskSet
 _REMEMBERED = 1000
 """Updates whose drawn episodes can be told."""
 _READ_EPISODES = 64
-
-
-@dataclass(frozen=True, eq=False)
-class ReplayEpisode:
-    """One whole episode, padded to the task set's widths.
-
-    Attributes:
-        obs: float32 [T, O].
-        action: float32 [T, A], that led to obs[t]; that of t = 0 stands for nothing (NaN).
-        reward: float32 [T], likewise.
-        task: its position in the task set.
-    """
-
-    obs: npt.NDArray[np.float32]
-    action: npt.NDArray[np.float32]
-    reward: npt.NDArray[np.float32]
-    task: int
 
 
 class Replay:
@@ -117,10 +97,10 @@ class Replay:
         """Episodes ever added: the number of the next one."""
         return self._added
 
-    def add(self, episode: ReplayEpisode) -> None:
-        """Takes in an episode, in the place of the oldest one once the replay is full."""
-        self._extend([episode], self._added)
-        self._added += 1
+    def add(self, block: EpisodeBlock) -> None:
+        """Takes in episodes, in the places of the oldest ones once the replay is full; of the task set's widths."""
+        self._extend(block, self._added)
+        self._added += len(block.task)
 
     def fill(self, store: EpisodeStore, tasks: tuple[str, ...]) -> None:
         """Takes over the episodes of a store, the first of which is episode 0, into the places they had.
@@ -138,21 +118,18 @@ class Replay:
                 self._extend(block, number)
         self._added = len(store)
 
-    def _extend(self, episodes: Iterable[ReplayEpisode], first: int) -> None:
+    def _extend(self, block: EpisodeBlock, first: int) -> None:
         from tensordict import TensorDict
 
-        held = list(episodes)
-        rows = self.episode_steps
-        numbers = torch.arange(first, first + len(held)).repeat_interleave(rows)
-        tasks = torch.tensor([episode.task for episode in held]).repeat_interleave(rows)
+        count, rows = len(block.task), self.episode_steps
         content = {
-            "obs": torch.from_numpy(np.concatenate([e.obs for e in held])),
-            "action": torch.from_numpy(np.concatenate([e.action for e in held])),
-            "reward": torch.from_numpy(np.concatenate([e.reward for e in held]))[:, None],
-            "task": tasks,
-            "episode": numbers,
+            "obs": torch.from_numpy(block.obs).flatten(0, 1),
+            "action": torch.from_numpy(block.action).flatten(0, 1),
+            "reward": torch.from_numpy(block.reward).flatten()[:, None],
+            "task": torch.from_numpy(block.task).repeat_interleave(rows),
+            "episode": torch.arange(first, first + count).repeat_interleave(rows),
         }
-        self._buffer.extend(TensorDict(content, batch_size=[len(numbers)]))
+        self._buffer.extend(TensorDict(content, batch_size=[count * rows]))
 
     def batch(self, step: int) -> Batch:
         """The batch of update `step`, counted from 0, on the CPU; there must be an episode."""
@@ -172,9 +149,7 @@ class Replay:
         return "episodes of the replay"
 
 
-def _blocks(store: EpisodeStore, start: int, stop: int) -> Iterator[tuple[int, list[ReplayEpisode]]]:
+def _blocks(store: EpisodeStore, start: int, stop: int) -> Iterator[tuple[int, EpisodeBlock]]:
     """Episodes of a store in parts, each with the number of its first."""
     for first in range(start, stop, _READ_EPISODES):
-        block = store.read_episodes(first, min(first + _READ_EPISODES, stop))
-        parts = zip(block.obs, block.action, block.reward, block.task, strict=True)
-        yield first, [ReplayEpisode(obs, action, reward, int(task)) for obs, action, reward, task in parts]
+        yield first, store.read_episodes(first, min(first + _READ_EPISODES, stop))

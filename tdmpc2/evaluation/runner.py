@@ -24,7 +24,7 @@ from tdmpc2.fileio import write_or_rescue
 from tdmpc2.keys import TDMPC2, TDMPC_OPT, THIS_PROJECT, check_keys, key
 from tdmpc2.ranges import MOST_ENVS, MOST_EPISODES, MOST_SEED, MOST_WORKERS, Whole
 from tdmpc2.reporting.progress import Progress
-from tdmpc2.rollout import AgentController, Job, check_jobs, run_episodes
+from tdmpc2.rollout import AgentController, Job, Rollout, check_jobs
 from tdmpc2.tasks import TaskSet
 
 # Enough to keep a GPU busy, or to share the simulators' overhead on a CPU, without filling the memory.
@@ -138,7 +138,7 @@ def evaluate(
         started = time.perf_counter()
         finished = []
         try:
-            for episode in run_episodes(
+            rollout = Rollout(
                 pool,
                 jobs,
                 controller,
@@ -146,7 +146,8 @@ def evaluate(
                 on_decisions=on_decisions,
                 on_frame=films.add if settings.video_dir is not None else None,
                 filmed=lambda job: job.episode == 0,
-            ):
+            )
+            for episode in rollout.episodes():
                 finished.append(episode)
                 films.close(episode.job)
         finally:

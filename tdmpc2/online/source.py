@@ -8,14 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from tdmpc2.agent import Agent
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.importing import open_or_create
-from tdmpc2.data.replay import Replay, ReplayEpisode
+from tdmpc2.data.replay import Replay
 from tdmpc2.data.source import Interrupted
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store import EpisodeBlock, EpisodeStore
 from tdmpc2.envs import EnvPool
 from tdmpc2.envs.gym_env import ACTION_REPEAT
 from tdmpc2.errors import CheckpointError, DataError, UserError
@@ -188,7 +189,8 @@ class OnlineSource:
             return  # its simulation diverged; the store takes whole episodes alone, and the replay what the store has
         assert episode.trajectory is not None
         t = episode.trajectory
-        self._replay.add(ReplayEpisode(t.obs, t.action, t.reward, self._tasks.index(job.task)))
+        task = np.full(1, self._tasks.index(job.task))
+        self._replay.add(EpisodeBlock(t.obs[None], t.action[None], t.reward[None], task))
         self._unsaved.append(episode)
 
     def _count(self, decisions: int) -> None:

@@ -1,7 +1,7 @@
 """Rollouts: controllers acting in many environments at once, for evaluation and for collecting data."""
 
 from tdmpc2.rollout.controllers import AgentController, Controller, RandomController
-from tdmpc2.rollout.episodes import Episode, Job, Rollout, Trajectory, UnderWay, check_jobs, run_episodes
+from tdmpc2.rollout.episodes import Episode, Job, Rollout, Trajectory, UnderWay, check_jobs
 
 __all__ = [
     "AgentController",
@@ -13,5 +13,4 @@ __all__ = [
     "Trajectory",
     "UnderWay",
     "check_jobs",
-    "run_episodes",
 ]

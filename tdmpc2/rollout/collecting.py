@@ -15,7 +15,7 @@ from tdmpc2.envs import EnvPool, episode_seed
 from tdmpc2.errors import UserError, as_user_error
 from tdmpc2.ranges import MOST_EPISODES, check_whole
 from tdmpc2.rollout.controllers import Controller
-from tdmpc2.rollout.episodes import Episode, Job, check_jobs, run_episodes
+from tdmpc2.rollout.episodes import Episode, Job, Rollout, check_jobs
 
 
 @dataclass
@@ -46,10 +46,10 @@ def collect(
         tasks: which tasks to run.
         episodes: of each task, 10**6 at most.
         controller_for, pool_for: make the controller and the pool for a number of slots.
-        seed: with the store's size, so that a second collection into the same store differs, it decides every episode.
+        seed: with a number that no earlier collection into this store used, it decides every episode.
         source: kept with each segment.
         details: kept with it too, beside what decides the episodes: `seed`, `tasks`, `episodes`, and `first`, the
-            store's size at the start.
+            number of its first episode in the seeds.
         commit_freq: episodes between commits, each a segment. Whatever ends the collection early then keeps them, and
             the episodes that have ended since where it can. 0: one segment at the end, and nothing is seen of a
             collection that ends early.
@@ -67,13 +67,13 @@ def collect(
         raise UserError(f"{store.path} is a store of {', '.join(store.tasks)}; it cannot take {', '.join(unknown)}.")
     collected = Collected({t: [] for t in tasks})
     with store.writer(source=source, details=details) as writer, pool_for(episodes * len(tasks)) as pool:
-        first = len(store)  # now that no other writer can add to it
+        first = _next_number(store)  # now that no other writer can add to it
         writer.details |= {"seed": seed, "first": first, "tasks": list(tasks), "episodes": episodes}
         # Named apart from evaluation, so that no agent is evaluated on starts that it was trained on.
         jobs = [Job(t, n, episode_seed(seed, f"collect {t}", first + n)) for n in range(episodes) for t in tasks]
         controller = controller_for(pool.num_envs)
         with _keeping(store, writer, collected, episodes, len(tasks)) if commit_freq else contextlib.nullcontext():
-            for episode in run_episodes(pool, jobs, controller, record=True, on_decisions=on_decisions):
+            for episode in Rollout(pool, jobs, controller, record=True, on_decisions=on_decisions).episodes():
                 if episode.length + 1 != store.episode_steps:
                     collected.diverged += 1  # a store's episodes all have the same length
                     continue
@@ -82,6 +82,16 @@ def collect(
                 if commit_freq and writer.episodes - writer.committed >= commit_freq:
                     writer.commit()
     return collected
+
+
+def _next_number(store: EpisodeStore) -> int:
+    """The first number after those of all collections so far, episodes that were left out included."""
+    used = [len(store)]
+    for details in (segment.details for segment in store.segments):
+        first, episodes = details.get("first"), details.get("episodes")
+        if isinstance(first, int) and isinstance(episodes, int):
+            used.append(first + episodes)
+    return max(used)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,6 +142,12 @@ class Rollout:
         """Whether there is something to wait for; not before `begin`, nor when all jobs are done."""
         return bool(self._decided) or self._failure is not None
 
+    def episodes(self) -> Iterator[Episode]:
+        """Runs every job once and yields episodes in the order in which they end."""
+        self.begin()
+        while self.playing:
+            yield from self.turn()
+
     def begin(self) -> None:
         """Starts the first episodes, and takes their first decisions."""
         self._start(list(range(self._pool.num_envs)))
@@ -250,30 +256,3 @@ class Rollout:
             self._reset([(slot, state.running[slot][0]) for slot in again])
             self._decide(again)
         return again
-
-
-def run_episodes(
-    pool: EnvPool,
-    jobs: Sequence[Job],
-    controller: Controller,
-    *,
-    record: bool = False,
-    groups: int = 1,
-    on_decisions: Callable[[int], None] | None = None,
-    on_frame: FrameSink | None = None,
-    filmed: Callable[[Job], bool] = lambda job: True,
-) -> Iterator[Episode]:
-    """Runs every job once and yields episodes in the order in which they end; arguments as of `Rollout`."""
-    rollout = Rollout(
-        pool,
-        jobs,
-        controller,
-        record=record,
-        groups=groups,
-        on_decisions=on_decisions,
-        on_frame=on_frame,
-        filmed=filmed,
-    )
-    rollout.begin()
-    while rollout.playing:
-        yield from rollout.turn()

@@ -136,8 +136,9 @@ def _parsed(path: Path, content: object) -> TrainingState:
             "learner": dict(learner),
             "identity": dict(identity),
             "pending": bool(pending),
+            **others,
         } if version == _VERSION and type(step) is int and step >= 0:
-            source = content.get("source", {}) if isinstance(content, dict) else {}
+            source = others.get("source", {})
             if isinstance(source, dict) and all(
                 isinstance(key, str) and key.isprintable() for key in (*learner, *identity, *source)
             ):

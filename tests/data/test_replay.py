@@ -9,15 +9,15 @@ import pytest
 import torch
 from run_fixtures import DUO
 
-from tdmpc2.data.replay import Replay, ReplayEpisode
+from tdmpc2.data.replay import Replay
 from tdmpc2.data.sampler import SliceSampler
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store import EpisodeBlock, EpisodeStore
 from tdmpc2.errors import UserError
 
 T, B, H = 12, 32, 3
 
 
-def episode(number: int) -> ReplayEpisode:
+def episode(number: int) -> EpisodeBlock:
     """Tells where each of its values belongs: observation, action and reward name the episode and the step."""
     obs = np.zeros((T, DUO.obs_dim), np.float32)
     obs[:, 0], obs[:, 1] = number, np.arange(T)
@@ -25,7 +25,7 @@ def episode(number: int) -> ReplayEpisode:
     action[:, 0] = (number * T + np.arange(T)) / 1000
     reward = np.arange(T, dtype=np.float32) + 100 * number
     action[0], reward[0] = np.nan, np.nan
-    return ReplayEpisode(obs, action, reward, number % 2)
+    return EpisodeBlock(obs[None], action[None], reward[None], np.full(1, number % 2))
 
 
 def grown(episodes: int, capacity: int = 5 * T + 7, folder: Path | None = None) -> Replay:
@@ -39,7 +39,7 @@ def stored(path: Path, episodes: int) -> EpisodeStore:
     store = EpisodeStore.create(path, DUO.tasks, DUO.obs_dim, DUO.action_dim, T)
     for number in range(episodes):
         e = episode(number)
-        store.append(e.obs[None], e.action[None], e.reward[None], [e.task])
+        store.append(e.obs, e.action, e.reward, e.task)
     return store
 
 
@@ -133,11 +133,11 @@ def test_a_store_is_cut_back_to_what_it_was(tmp_path: Path) -> None:
     store = stored(tmp_path, 3)
     then = store.fingerprint
     e = episode(3)
-    store.append(e.obs[None], e.action[None], e.reward[None], [e.task])
+    store.append(e.obs, e.action, e.reward, e.task)
     assert not store.cut_back(3, "0" * 16) and len(EpisodeStore.open(tmp_path)) == 4
     assert store.cut_back(4, store.fingerprint) and len(store) == 4
     assert store.cut_back(3, then) and len(store) == 3 and store.fingerprint == then
     again = EpisodeStore.open(tmp_path)
-    again.append(e.obs[None], e.action[None], e.reward[None] + 1, [e.task])
+    again.append(e.obs, e.action, e.reward + 1, e.task)
     assert len(again) == 4 and again.verify() and again.returns()[3] == np.nansum(e.reward + 1)
     assert again.cut_back(0, stored(tmp_path / "empty", 0).fingerprint) and len(EpisodeStore.open(tmp_path)) == 0

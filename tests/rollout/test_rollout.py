@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tdmpc2.envs import EnvPool, episode_seed, make_env
 from tdmpc2.envs.pool import Steps
 from tdmpc2.errors import UserError
 from tdmpc2.planner import PlannerSettings
-from tdmpc2.rollout import AgentController, Episode, Job, RandomController, run_episodes
+from tdmpc2.rollout import AgentController, Episode, Job, RandomController, Rollout
 from tdmpc2.rollout.collecting import Collected, collect
 from tdmpc2.tasks import task_set
 
@@ -35,7 +36,7 @@ def jobs_of(count: int, tasks: Sequence[str] = TASKS) -> list[Job]:
 def rolled_out(jobs: list[Job], num_envs: int, num_workers: int = 0, groups: int = 1) -> list[Episode]:
     with EnvPool(DUO, num_envs=num_envs, num_workers=num_workers) as pool:
         controller = RandomController(DUO, num_envs, oscillate=True, noise=0.2)
-        return list(run_episodes(pool, jobs, controller, record=True, groups=groups))
+        return list(Rollout(pool, jobs, controller, record=True, groups=groups).episodes())
 
 
 def by_job(episodes: list[Episode]) -> dict[Job, Episode]:
@@ -58,7 +59,7 @@ def test_every_job_runs_once_whatever_the_slots_and_workers() -> None:
     decisions: list[int] = []
     with EnvPool(DUO, num_envs=2, num_workers=0) as pool:
         controller = RandomController(DUO, 2, oscillate=True, noise=0.2)
-        few = list(run_episodes(pool, jobs, controller, record=True, on_decisions=decisions.append))
+        few = list(Rollout(pool, jobs, controller, record=True, on_decisions=decisions.append).episodes())
     assert sorted(map(str, (e.job for e in few))) == sorted(map(str, jobs))
     assert sum(decisions) == sum(e.length for e in few) == 5 * 500 and max(decisions) == 2
     assert len({e.episode_return for e in few}) == 5, "every job has its own seed"
@@ -87,7 +88,7 @@ def test_a_group_is_planned_while_the_others_are_stepped() -> None:
 
     with WatchedPool(DUO, num_envs=4, num_workers=2) as pool:
         controller = Watched(DUO, 4, oscillate=True)
-        episodes = list(run_episodes(pool, jobs_of(2), controller, groups=2))
+        episodes = list(Rollout(pool, jobs_of(2), controller, groups=2).episodes())
     assert len(episodes) == 4
     first, second = (0, 1), (2, 3)
     turn = [("wait", first), ("plan", first), ("wait", second), ("plan", second)]
@@ -96,7 +97,7 @@ def test_a_group_is_planned_while_the_others_are_stepped() -> None:
 
 def test_trajectories_are_kept_only_where_asked_for() -> None:
     with EnvPool(DUO, num_envs=1, num_workers=0) as pool:
-        (episode,) = run_episodes(pool, jobs_of(1)[:1], RandomController(DUO, 1, oscillate=False))
+        (episode,) = Rollout(pool, jobs_of(1)[:1], RandomController(DUO, 1, oscillate=False)).episodes()
     assert episode.trajectory is None and episode.length == 500
 
 
@@ -358,6 +359,24 @@ def test_a_collection_that_fails_at_its_start_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(UserError, match="no pool"), store_to_fill(path, tasks):  # one that was there stays
         no_pool(1)
     assert (path / "store.json").exists() and len(store) == 0
+
+
+def test_a_collection_repeats_no_episode_of_one_that_lost_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds count the episodes that were left out too, since their simulation diverged."""
+    whole = Rollout.episodes
+
+    def one_diverges(rollout: Rollout) -> Iterator[Episode]:
+        first, *others = whole(rollout)
+        yield replace(first, length=3)
+        yield from others
+
+    store = open_or_create(tmp_path / "s", task_set("pendulum-spin"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollout, "episodes", one_diverges)
+        assert pendulum(store, 3).diverged == 1
+    pendulum(store, 1)
+    starts = {store.episode(n)["obs"][0].tobytes() for n in range(len(store))}
+    assert len(store) == len(starts) == 3 and store.segments[1].details["first"] == 3
 
 
 def test_two_collections_differ_although_one_store_was_opened_before_the_other(tmp_path: Path) -> None:
