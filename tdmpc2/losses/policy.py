@@ -21,7 +21,7 @@ class PolicyTerms:
     """What the policy's loss is made of, before the running scale is known.
 
     Attributes:
-        value: scalar, Q weighted rho^t over the H+1 latents.
+        value: [B], Q of each slice weighted rho^t over the H+1 latents.
         scaled_entropy: scalar, weighted likewise.
         entropy: scalar, the mean entropy, for the log.
         first_q: [B, 1] of the first step, which moves the running scale.
@@ -37,8 +37,9 @@ class PolicyTerms:
     added: Tensor | None
 
     def loss(self, scale: Tensor, entropy_coef: float) -> Tensor:
-        """Minus Q over the running scale, minus the weighted entropy (TD-MPC2, section 3.1), and the objectives."""
-        own = -(self.value / scale.squeeze() + entropy_coef * self.scaled_entropy)
+        """Minus Q over the running scale [1] or [B], minus the weighted entropy (TD-MPC2, section 3.1), and the
+        objectives."""
+        own = -((self.value / scale).mean() + entropy_coef * self.scaled_entropy)
         return own if self.added is None else own + self.added
 
 
@@ -75,7 +76,7 @@ def policy_terms(
             term = objective.coef * distillation[objective.name]
             added = term if added is None else added + term
     return PolicyTerms(
-        value=(weight * q.mean(dim=(1, 2))).mean(),
+        value=(weight[:, None] * q.squeeze(-1)).mean(0),
         scaled_entropy=(weight * sample.scaled_entropy.mean(dim=(1, 2))).mean(),
         entropy=-sample.log_prob.detach().mean(),
         first_q=q[0].detach(),

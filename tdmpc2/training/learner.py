@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import CapturedFunction, Execution
-from tdmpc2.keys import TDMPC2, check_keys, key
+from tdmpc2.keys import TDMPC2, THIS_PROJECT, check_keys, key
 from tdmpc2.losses import (
     LossTerms,
     LossWeights,
@@ -25,7 +25,7 @@ from tdmpc2.losses import (
 )
 from tdmpc2.model import WorldModel
 from tdmpc2.objectives import Objective, task_of
-from tdmpc2.ranges import MOST_FLOAT, Share, Within
+from tdmpc2.ranges import MOST_FLOAT, OneOf, Share, Within
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.ranks import Ranks
 
@@ -60,6 +60,13 @@ class OptimiserSettings:
         unit="ratio",
         source=TDMPC2,
         check=Share(zero=False),
+    )
+    pi_scale: str = key(
+        "batch",
+        "what Q is divided by in the policy's loss: one running scale of whole batches, or one of each task",
+        unit="batch or task",
+        source=f"{TDMPC2}; task: {THIS_PROJECT}",
+        check=OneOf(("batch", "task")),
     )
 
     def __post_init__(self) -> None:
@@ -108,7 +115,8 @@ class Learner:
         if self.execution.cudagraphs and self.ranks.size > 1:
             raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
         self.discounts = discounts.to(device)
-        self.scale = RunningScale(optimiser.tau, device, measured=measure_scale)
+        by_task = len(discounts) if optimiser.pi_scale == "task" else None
+        self.scale = RunningScale(optimiser.tau, device, measured=measure_scale, tasks=by_task)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         encoder = list(model.encoder.parameters())
         policy = list(model.policy_head.parameters())
@@ -178,8 +186,8 @@ class Learner:
         with self.execution.arithmetic(self.discounts.device):
             objectives = self.terms.objectives
             terms = self._policy_terms(model, losses.latents, task_of(model, batch), w.rho, noise, objectives, batch)
-        self.scale.update(self.ranks.gather(terms.first_q))
-        policy_loss = terms.loss(self.scale.value, w.entropy_coef)
+        self.scale.update(self.ranks.gather(terms.first_q), self.ranks.gather(batch.task))
+        policy_loss = terms.loss(self.scale.of(batch.task), w.entropy_coef)
         pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, policy_loss)
         self._move_target(self._target_params, self._q_params, None)
 
@@ -198,7 +206,7 @@ class Learner:
         return metrics | {
             "grad_norm": grad_norm,
             "pi_grad_norm": pi_grad_norm,
-            "pi_scale": self.scale.value.squeeze().clone(),
+            "pi_scale": self.scale.value.mean(),
         }
 
     def _compiled(self, function: Callable[P, R]) -> Callable[P, R]:

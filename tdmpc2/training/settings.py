@@ -191,7 +191,8 @@ class TrainSettings:
             "teacher": self.teacher_name,
             **asdict(self.dims),
             **asdict(self.weights),
-            **asdict(self.optimiser),
+            # Earlier states do not name the scale's kind: it was the published one.
+            **{name: v for name, v in asdict(self.optimiser).items() if (name, v) != ("pi_scale", "batch")},
             "d_coef": 0.0,  # states have always said so of a run without this objective
             **{held.name: getattr(o, declared.name) for o in self.objectives for declared, held in keys_in(o)},
             **self._acting(),

@@ -93,6 +93,34 @@ def test_running_scale_is_numpy_s_percentile_range(count: int) -> None:
         assert float(scale.value) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_scales_by_task_are_those_of_each_task_alone(measured: bool) -> None:
+    rng = np.random.default_rng(0)
+    scale = RunningScale(0.3, measured=measured, tasks=4)
+    alone = [RunningScale(0.3, measured=measured) for _ in range(4)]
+    for present in ((0, 1), (1,), (0, 1, 3)):  # task 2 never
+        task = torch.from_numpy(rng.choice(present, 64))
+        q = torch.from_numpy(rng.normal(size=(64, 1)).astype(np.float32)) * (1 + 10 * task[:, None])
+        scale.update(q, task)
+        for n in set(task.tolist()):
+            alone[n].update(q[task == n])
+    torch.testing.assert_close(scale.value, torch.cat([each.value for each in alone]))
+    assert float(scale.value[2]) == 1 < float(scale.value[0]) < float(scale.value[3])
+    assert scale.of(torch.tensor([3, 0, 3])).tolist() == scale.value[[3, 0, 3]].tolist()
+    assert alone[0].of(torch.tensor([3, 0, 3])).shape == (1,)
+
+
+def test_a_scale_by_task_divides_each_slice_by_its_task_s() -> None:
+    figures = golden()
+    model, batch, noise = small_model(), golden_batch(figures), golden_update_noise(figures)
+    latents = small_losses(model, batch, noise, 0.0, None).latents
+    terms = policy_terms(model, latents, batch.task, 0.5, noise)
+    scales = torch.rand(int(batch.task.max()) + 1) + 1
+    expected = -np.mean([float(v / scales[t]) for v, t in zip(terms.value.detach(), batch.task, strict=True)])
+    expected -= 0.1 * float(terms.scaled_entropy)
+    assert float(terms.loss(scales[batch.task], 0.1)) == pytest.approx(expected, rel=1e-5)
+
+
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 

@@ -114,8 +114,9 @@ def test_save_freq_and_seed(tmp_path: Path) -> None:
     assert not torch.equal(weights(tmp_path / "a")["task_embedding"], weights(tmp_path / "c")["task_embedding"])
 
 
-def test_resumed_equals_never_interrupted(tmp_path: Path) -> None:
-    keys = ("log_freq=3", "state_freq=4", "save_freq=100")
+@pytest.mark.parametrize("pi_scale", ["batch", "task"])
+def test_resumed_equals_never_interrupted(tmp_path: Path, pi_scale: str) -> None:
+    keys = ("log_freq=3", "state_freq=4", "save_freq=100", f"pi_scale={pi_scale}")
     tiny_run(tmp_path / "whole", "steps=14", *keys)
     tiny_run(tmp_path / "parts", "steps=6", *keys)
     torch.rand(3)  # what this process draws in between does not matter
@@ -129,7 +130,9 @@ def test_resumed_equals_never_interrupted(tmp_path: Path) -> None:
     assert all(whole[row["step"]] == row for row in logged(tmp_path / "parts"))
     saved = torch.load(tmp_path / "whole" / "state" / "latest.pt", weights_only=True)
     again = torch.load(tmp_path / "parts" / "state" / "latest.pt", weights_only=True)
-    assert torch.equal(saved["learner"]["noise"], again["learner"]["noise"])
+    for name in ("noise", "scale"):
+        assert torch.equal(saved["learner"][name], again["learner"][name])
+    assert len(saved["learner"]["scale"]) == {"batch": 1, "task": 2}[pi_scale]
     assert saved["identity"] == again["identity"]
 
 
