@@ -12,7 +12,7 @@ from torch import Tensor
 from tdmpc2.checkpointing import load_model
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
-from tdmpc2.model import WorldModel, model_checksum
+from tdmpc2.model import ACTING_PARTS, WorldModel, model_checksum
 from tdmpc2.planner import PLANS, Plan, Planner, PlannerSettings, PlanNoise
 from tdmpc2.planner.threads import PlanThreads
 from tdmpc2.tasks import TaskSet
@@ -57,6 +57,11 @@ class Agent:
     @property
     def settings(self) -> PlannerSettings:
         return self.planner.settings
+
+    def check_plans(self) -> None:
+        """Raises a `UserError` for a policy prior alone, which cannot plan."""
+        for part in ACTING_PARTS:
+            self.model.part(part)
 
     def checksum(self) -> str:
         """16 hexadecimal digits that stand for the model's weights and its tasks."""

@@ -9,6 +9,7 @@ from tdmpc2.checkpointing.files import (
     load_model,
     read_checkpoint,
     require_float,
+    require_whole,
     save_checkpoint,
 )
 from tdmpc2.checkpointing.metadata import CheckpointMetadata
@@ -25,5 +26,6 @@ __all__ = [
     "package_versions",
     "read_checkpoint",
     "require_float",
+    "require_whole",
     "save_checkpoint",
 ]

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import safetensors
@@ -20,13 +21,24 @@ from tdmpc2.checkpointing.released import ReleasedWeights, dequantise, from_rele
 from tdmpc2.checkpointing.torchfile import read_torch_file
 from tdmpc2.errors import CheckpointError, UserError, first_line, printable
 from tdmpc2.fileio import atomic_write_bytes
-from tdmpc2.model import ALL_PARTS, ModelDims, Part, WorldModel, model_dims, published_size
+from tdmpc2.model import (
+    ACTING_PARTS,
+    ALL_PARTS,
+    PRIOR_PARTS,
+    ModelDims,
+    Part,
+    WorldModel,
+    model_dims,
+    published_size,
+)
 from tdmpc2.quantisation import SCHEMES, Scheme, storage_scheme
 from tdmpc2.quantisation.codecs import Shape
 from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.versions import package_versions
 
 _METADATA_KEY = "tdmpc2"
+
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,11 @@ class Checkpoint:
         """Whether the weights are stored as floats of any width."""
         scheme = self.scheme
         return not any(t.is_quantized for t in self.tensors.values()) if scheme is None else scheme.is_float
+
+    @property
+    def plans(self) -> bool:
+        """Whether it holds all that planning needs, not a policy prior alone."""
+        return self.parts >= set(ACTING_PARTS)
 
     @property
     def parts(self) -> frozenset[Part]:
@@ -165,8 +182,7 @@ def _require(checkpoint: Checkpoint, parts: Iterable[Part]) -> None:
 def _only(checkpoint: Checkpoint, parts: Iterable[Part]) -> Checkpoint:
     wanted = set(parts)
     _require(checkpoint, wanted)
-    kept = {n: t for n, t in checkpoint.tensors.items() if n == "task_embedding" or n.split(".")[0] in wanted}
-    return replace(checkpoint, tensors=kept)
+    return replace(checkpoint, tensors=_of_parts(checkpoint.tensors, wanted))
 
 
 def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
@@ -207,20 +223,31 @@ def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
 
 
 def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
-    """Every tensor that a model of these dimensions has, in its shape, and no other; target Q may be absent."""
+    """Every tensor that a model of these dimensions has, in its shape, and no other.
+
+    Target Q may be absent; so may all but a policy prior's parts, in a file of this project.
+    """
     found = shapes or {n: tuple(t.shape) for n, t in checkpoint.tensors.items()}
     _check_plausible(checkpoint.path, checkpoint.dims, found)
     scheme, expected = checkpoint.scheme, _model_shapes(checkpoint.path, checkpoint.dims)
     if scheme is not None:
         expected = {name: stored.shape for name, stored in scheme.layout(expected).items()}
-    if not any(n.startswith("target_q_heads.") for n in found):
-        expected = {n: s for n, s in expected.items() if not n.startswith("target_q_heads.")}
+    held = {name.split(".")[0] for name in found} - {"task_embedding"}
+    if scheme is not None and held == set(PRIOR_PARTS):
+        expected = _of_parts(expected, PRIOR_PARTS)
+    elif "target_q_heads" not in held:
+        expected = _of_parts(expected, ACTING_PARTS)
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise CheckpointError(
                 f"{checkpoint.path}: damaged or incomplete: '{printable(name)}' is "
                 f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}."
             )
+
+
+def _of_parts(tensors: Mapping[str, Held], parts: Iterable[Part]) -> dict[str, Held]:
+    """Those of some parts, and of the task embedding."""
+    return {name: held for name, held in tensors.items() if name.split(".")[0] in {"task_embedding", *parts}}
 
 
 def _check_plausible(path: Path, dims: ModelDims, found: dict[str, tuple[int, ...]]) -> None:
@@ -269,6 +296,19 @@ def _model_shapes(path: Path, dims: ModelDims) -> dict[str, Shape]:
         reason = printable(first_line(error))  # torch lists what it would take
         raise CheckpointError(f"{path}: no model has its dimensions ({reason}).") from error
     return {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+
+
+def require_whole(checkpoint: Checkpoint, purpose: str) -> None:
+    """Refuses a policy prior alone where a whole model is needed.
+
+    Raises:
+        CheckpointError: "... needs a whole model", naming the file.
+    """
+    if not checkpoint.plans:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds a policy prior alone; {purpose} needs a whole model: give the file it was cut "
+            "from."
+        )
 
 
 def require_float(checkpoint: Checkpoint, purpose: str) -> None:

@@ -23,6 +23,8 @@ Part = Literal["encoder", "dynamics", "reward_head", "policy_head", "q_heads", "
 ALL_PARTS: tuple[Part, ...] = get_args(Part)
 ACTING_PARTS: tuple[Part, ...] = ALL_PARTS[:-1]
 """What planning needs: everything but target Q."""
+PRIOR_PARTS: tuple[Part, ...] = ("encoder", "policy_head")
+"""What acting by the policy prior alone needs."""
 
 _HALF_LOG_2PI = 0.9189385332046727
 
@@ -88,15 +90,17 @@ class WorldModel(nn.Module):
             if part in self.parts:
                 self.add_module(part, _build(part, dims))
         if "target_q_heads" in self.parts:
-            self._part("target_q_heads").requires_grad_(False)
+            self.part("target_q_heads").requires_grad_(False)
 
-    def _part(self, name: Part) -> Mlp:
+    def part(self, name: Part) -> Mlp:
+        """One of the networks; a UserError where the model was built without it."""
         if name not in self.parts:
-            hint = (
-                "it was saved without them; use target=False or load a file that has them"
-                if name == "target_q_heads"
-                else "it was loaded for another purpose"
-            )
+            if name == "target_q_heads":
+                hint = "it was saved without them; use target=False or load a file that has them"
+            elif self.parts == set(PRIOR_PARTS):
+                hint = "it is a policy prior alone, which cannot plan; set mpc=false, or give the file of a whole model"
+            else:
+                hint = "it was loaded for another purpose"
             raise UserError(f"this model has no weights for '{name}': {hint}.")
         module = getattr(self, name)
         assert isinstance(module, Mlp)
@@ -114,9 +118,9 @@ class WorldModel(nn.Module):
             for part in ALL_PARTS:
                 if part in self.parts:
                     zero_output = part in ("reward_head", "q_heads", "target_q_heads")
-                    self._part(part).init_weights(generator, zero_output=zero_output)
+                    self.part(part).init_weights(generator, zero_output=zero_output)
             if {"q_heads", "target_q_heads"} <= self.parts:
-                self._part("target_q_heads").load_state_dict(self._part("q_heads").state_dict())
+                self.part("target_q_heads").load_state_dict(self.part("q_heads").state_dict())
 
     def use_int8_products(self) -> None:
         """Makes the weight matrices int8 with integer products, for inference; weights are then to be loaded.
@@ -124,7 +128,7 @@ class WorldModel(nn.Module):
         Not the encoder's: it runs once a decision, and observations, whose scales differ widely, lose most in int8.
         """
         for part in self.parts - {"encoder"}:
-            self._part(part).use_int8_products()
+            self.part(part).use_int8_products()
 
     # -- task conditioning ----------------------------------------------------------------------------------
 
@@ -170,15 +174,15 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: Tensor, task: Tensor | None) -> Tensor:
         """Latents [..., Z] of observations [..., O]."""
-        return self._part("encoder")(*self._pieces(obs, task))
+        return self.part("encoder")(*self._pieces(obs, task))
 
     def next(self, z: Tensor, action: Tensor, task: Tensor | None) -> Tensor:
         """Next latents [..., Z] after actions [..., A] in latents [..., Z]."""
-        return self._part("dynamics")(*self._pieces(z, task, action))
+        return self.part("dynamics")(*self._pieces(z, task, action))
 
     def reward(self, z: Tensor, action: Tensor, task: Tensor | None) -> Tensor:
         """Reward logits [..., bins] of actions [..., A] in latents [..., Z]."""
-        return self._part("reward_head")(*self._pieces(z, task, action))
+        return self.part("reward_head")(*self._pieces(z, task, action))
 
     def q_values(
         self,
@@ -205,7 +209,7 @@ class WorldModel(nn.Module):
         Raises:
             UserError: if target Q is asked of a model that was loaded without its weights.
         """
-        part = self._part("target_q_heads" if target else "q_heads")
+        part = self.part("target_q_heads" if target else "q_heads")
         return part(*self._pieces(z, task, action, frozen=frozen), heads=heads, dropout=dropout, frozen=frozen)
 
     def policy(
@@ -238,7 +242,7 @@ class WorldModel(nn.Module):
     def _policy_gaussian(
         self, z: Tensor, task: Tensor | None, noise: Tensor | None, *, frozen: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        mean, raw = self._part("policy_head")(*self._pieces(z, task, frozen=frozen)).chunk(2, dim=-1)
+        mean, raw = self.part("policy_head")(*self._pieces(z, task, frozen=frozen)).chunk(2, dim=-1)
         low, high = self.dims.log_std_min, self.dims.log_std_max
         log_std = low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
         mask = self._mask(task)

@@ -230,9 +230,9 @@ class FusedModel:
         together = discounts.device.type != "cpu" if together is None else together
         widths = (d.latent_dim, d.task_dim, d.action_dim)
         self.order = simnorm_order(d.latent_dim, d.simnorm_dim).to(discounts.device)
-        heads: list[tuple[Mlp, int | None]] = [(model.q_heads, head) for head in range(d.num_q)]
+        heads: list[tuple[Mlp, int | None]] = [(model.part("q_heads"), head) for head in range(d.num_q)]
         with torch.no_grad():
-            reward, dynamics, policy = ((part, None) for part in (model.reward_head, model.dynamics, model.policy_head))
+            reward, dynamics, policy = ((model.part(p), None) for p in ("reward_head", "dynamics", "policy_head"))
             self._step = _Hidden([reward, dynamics], widths, self.order, together, dtype, kernels)
             self._policy = _Hidden([policy], (d.latent_dim, d.task_dim, 0), self.order, together, dtype, kernels)
             self._value = _Hidden(heads, widths, self.order, together, dtype, kernels)

@@ -210,10 +210,13 @@ class Planner:
 
     @torch.no_grad()
     def prior_action(self, obs: Tensor, task: Tensor | None, noise: Tensor) -> Tensor:
-        """Actions [N, A] of the policy prior alone, without planning; zero noise [N, A] takes its mean."""
-        model = self.fused()
-        start = model.start(self.model.encode(obs, task).unsqueeze(1), task)
-        return model.policy(start, None, noise.unsqueeze(1)).squeeze(1).nan_to_num(0.0)
+        """Actions [N, A] of the policy prior alone, without planning; zero noise [N, A] takes its mean.
+
+        One pass of two small networks, in the weights' own type: laying them out for planning first would take longer.
+        """
+        _, _, action = self.model.policy(self.model.encode(obs, task), task, noise)
+        assert action is not None
+        return action.float().nan_to_num(0.0)
 
     @torch.no_grad()
     def value(self, z: Tensor, task: Tensor | None, actions: Tensor, terminal_noise: Tensor, heads: Tensor) -> Tensor:

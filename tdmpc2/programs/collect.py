@@ -40,6 +40,8 @@ def main(config: DictConfig) -> None:
     device = resolve_device(config.device)
     planning = planning_of(config)
     agent = None if checkpoint is None else load_agent(checkpoint, tasks, device, **planning)
+    if agent is not None and keys.behaviour == "planner":
+        agent.check_plans()
     tasks = agent.task_set if agent is not None else tasks
     if tasks is None:
         raise UserError("task=own needs a checkpoint that names its tasks; give task=mt30 or another task set.")

@@ -38,6 +38,8 @@ def main(config: DictConfig) -> None:
     for file in (target, table):
         check_writable(file)
     check_replaceable(target, configuration)
+    if settings.mpc:
+        agent.check_plans()
     reference_path = path_of(config, "reference")
     reference = None if reference_path is None else load_json(reference_path)
     print(

@@ -23,7 +23,7 @@ from tdmpc2.evaluation.results import check_replaceable, score_text
 from tdmpc2.evaluation.runner import evaluate_to_files
 from tdmpc2.fileio import check_writable
 from tdmpc2.model import model_checksum
-from tdmpc2.quantisation import Quantised, Scheme, quantise, scheme_named, without_target
+from tdmpc2.quantisation import Quantised, Scheme, prior_alone, quantise, scheme_named, without_target
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.settings.convert import (
     chosen_task_set,
@@ -94,13 +94,14 @@ def main(config: DictConfig) -> None:
     )
     full = output / f"{source.stem}-{scheme.name}.safetensors"
     deployed = output / f"{source.stem}-{scheme.name}-deploy.safetensors"
-    deploy_tensors = without_target(quantised.tensors)
+    prior = output / f"{source.stem}-{scheme.name}-prior.safetensors"
+    deploy_tensors, prior_tensors = without_target(quantised.tensors), prior_alone(quantised.tensors)
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
     precision = after_precision(config.precision, device)
     before_planning = planning_of(config, precision="float32")
     after_planning = planning_of(config, precision=precision)
     configuration = {**plain(config), "weights": model_checksum(model, tasks.tasks)}
-    for path, tensors in ((full, quantised.tensors), (deployed, deploy_tensors)):
+    for path, tensors in ((full, quantised.tensors), (deployed, deploy_tensors), (prior, prior_tensors)):
         check_writable(path)
         check_same_tensors(path, tensors)
     if config.evaluate:
@@ -110,6 +111,8 @@ def main(config: DictConfig) -> None:
     if len(deploy_tensors) < len(quantised.tensors):
         sizes.append(("with target Q", full, save_checkpoint(full, quantised.tensors, metadata)))
     sizes.append(("without target Q", deployed, save_checkpoint(deployed, deploy_tensors, metadata)))
+    if checkpoint.plans:
+        sizes.append(("policy prior alone", prior, save_checkpoint(prior, prior_tensors, metadata)))
     rows = [[what, str(path), f"{size:,}", f"{size / 2**20:.2f}"] for what, path, size in sizes]
     print(format_table(["file", "path", "bytes", "MiB"], rows, align="llrr"))
     print(f"largest error of a number: {quantised.largest_error:.2e} of its tensor's largest")
@@ -135,6 +138,6 @@ def main(config: DictConfig) -> None:
     if settings.tasks is None and math.isfinite(score):
         scored = replace(metadata, normalised_score=score)
         save_checkpoint(deployed, deploy_tensors, scored)
-        if len(sizes) == 3:
+        if len(deploy_tensors) < len(quantised.tensors):
             save_checkpoint(full, quantised.tensors, scored)
     print(f"results in {output}/")

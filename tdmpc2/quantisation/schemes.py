@@ -198,5 +198,10 @@ def _line(name: str, codec: Codec, source: Tensor, encoded: Mapping[str, Tensor]
 
 
 def without_target(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is deployed: everything but target Q."""
+    """What is deployed to plan: everything but target Q."""
     return {name: t for name, t in tensors.items() if not name.startswith("target_q_heads.")}
+
+
+def prior_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is deployed to act by the policy prior alone: encoder, policy head and task embedding."""
+    return {name: t for name, t in tensors.items() if name.startswith(("encoder.", "policy_head.", "task_embedding"))}

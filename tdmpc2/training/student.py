@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from tdmpc2.checkpointing import Checkpoint, checkpoint_task_set, read_checkpoint, require_float
+from tdmpc2.checkpointing import Checkpoint, checkpoint_task_set, read_checkpoint, require_float, require_whole
 from tdmpc2.checkpointing.fewer_tasks import dims_of_fewer, weights_of_fewer
 from tdmpc2.errors import CheckpointError
 from tdmpc2.model import WorldModel
@@ -28,6 +28,7 @@ def new_student(settings: TrainSettings) -> WorldModel:
         return model.to(settings.device)
     source = read_checkpoint(settings.checkpoint)
     require_float(source, "training")
+    require_whole(source, "training")
     had = _tasks_of(source, settings.task_set)
     # Released files say nothing of dropout and the like: those come from the configuration.
     shaped = replace(

@@ -188,13 +188,22 @@ def test_quantise_and_compare(tmp_path: Path) -> None:
     assert "before" in output and "after" in output
     assert files_in(tmp_path / "half") == [
         "after.csv", "after.json", "before.csv", "before.json",
-        "final-fp16-deploy.safetensors", "final-fp16.safetensors",
+        "final-fp16-deploy.safetensors", "final-fp16-prior.safetensors", "final-fp16.safetensors",
     ]  # fmt: skip
     deployed = read_checkpoint(tmp_path / "half" / "final-fp16-deploy.safetensors")
     assert deployed.stored_as == "float16" and not any("target_q" in name for name in deployed.tensors)
-    before, after = (load_json(tmp_path / "half" / f"{name}.json") for name in ("before", "after"))
+    prior = tmp_path / "half" / "final-fp16-prior.safetensors"
+    same = ("eval_episodes=1", f"tasks=[{TASKS[1]}]", "num_workers=0")
+    succeeded(EVALUATE, f"checkpoint={prior}", "mpc=false", "output=alone", *same, cwd=tmp_path)
+    start = (*TINY, f"data_dir={store_path()}", f"checkpoint={prior}")
+    assert "holds a policy prior alone" in mistake(TRAIN, *start, "hydra.run.dir=run2", cwd=tmp_path)
+    assert "set mpc=false" in mistake(EVALUATE, f"checkpoint={prior}", "output=planned", *same, cwd=tmp_path)
+    before, after, alone = (
+        load_json(tmp_path / name) for name in ("half/before.json", "half/after.json", "alone/evaluation.json")
+    )
+    assert alone.returns() == after.returns(), "the prior acts as it does in the whole file"
     assert [e.seed for e in before.episodes] == [e.seed for e in after.episodes]
-    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"run", "half"}
+    assert {path.split("/")[0] for path in files_in(tmp_path)} == {"run", "half", "alone"}
 
 
 @pytest.mark.slow
