@@ -21,21 +21,19 @@ from pathlib import Path
 import torch
 
 from tdmpc2.agent import load_agent, resolve_device
-from tdmpc2.checkpointing import checkpoint_task_set, read_checkpoint
-from tdmpc2.embedded import ROOT, TEACHER, embedded_store
+from tdmpc2.checkpointing import read_checkpoint
+from tdmpc2.embedded import PLANNER, ROOT, TASK_SET, TEACHER, embedded_store
 from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null, load_json
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
-from tdmpc2.planner import PlannerSettings
 from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.plots import learning_curves, score_bars
 from tdmpc2.reporting.report import Report
 from tdmpc2.reporting.sinks import metric_series, read_metrics
 from tdmpc2.reporting.tables import Style, format_table
+from tdmpc2.tasks import task_set
 
-PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
-"""As planner=small, which scale=cpu has."""
 SCRATCH, REWARDS, VALUES, HALF = "scratch", "rewards", "values+prior", "values+prior, FP16"
 ROWS = {VALUES: "objectives/value_policy", REWARDS: "objectives/reward_0.40", SCRATCH: "objectives/scratch"}
 """The students, the one that takes longest first, and the experiment that trains each."""
@@ -308,7 +306,7 @@ def main() -> None:
     device = resolve_device(a.device)
     torch.set_float32_matmul_precision("highest")
     print(f"teacher: {TEACHER.name}, {read_checkpoint(TEACHER).describe()}; device {device}")
-    data = embedded_store(a.data.resolve(), checkpoint_task_set(read_checkpoint(TEACHER))).path
+    data = embedded_store(a.data.resolve(), task_set(TASK_SET)).path
     budget = f"{plan.steps}x{plan.batch_size}-d{plan.d_coef:g}-seed{plan.seed}"
     runs = (a.out / "runs" / budget).resolve()
     folders = {label: runs / row.rpartition("/")[2] for label, row in ROWS.items()}

@@ -15,6 +15,7 @@ from tdmpc2.checkpointing import read_checkpoint
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import load_json
+from tdmpc2.planner import PlannerSettings
 from tdmpc2.programs import match_gradient
 from tdmpc2.reporting.sinks import read_metrics
 from tdmpc2.settings.convert import train_settings
@@ -128,11 +129,18 @@ def test_the_reward_coef_of_a_control(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_embedded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "COLLECTIONS", (("oscillate", 1, 0.1), ("teacher prior", 1, 0.3)))
+    agent = embedded.TEACHER.name
+    parts = (
+        embedded.Collection("oscillate", 1, 0.1),
+        embedded.Collection("prior", 1, 0.3, agent),
+        embedded.Collection("planner", 1, 0.0, agent),
+    )
+    monkeypatch.setattr(embedded, "PLANNER", PlannerSettings(iterations=1, num_samples=8, num_elites=4, num_pi_trajs=2))
+    monkeypatch.setattr(embedded, "COLLECTIONS", parts)
     monkeypatch.setattr(embedded, "default_workers", lambda: 0)
     tasks = task_set("quickstart")
     store = embedded.embedded_store(tmp_path / "data", tasks)
-    assert store.path == embedded.embedded_folder(tmp_path / "data") and len(store) == 6
+    assert store.path == embedded.embedded_folder(tmp_path / "data") and len(store) == 9
     again = embedded.embedded_store(tmp_path / "data", tasks)
     assert again.fingerprint == store.fingerprint, "it is made once"
     other = embedded.embedded_store(tmp_path / "elsewhere", tasks)
