@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -30,10 +31,14 @@ from tdmpc2.study.arms import (
     scratch_of,
 )
 from tdmpc2.study.runs import Run, gather
-from tdmpc2.study.statistics import ArmDifference, ArmScore, arm_difference, arm_score
+from tdmpc2.study.statistics import ArmDifference, ArmScore, arm_difference, arm_score, detectable_difference
 
 _WAYS = (("planned", True), ("prior alone", False))
 _KINDS = ("planned, 95% interval", "prior alone")
+_SCORE = ("95% interval", "with other tasks", "IQM", "seeds", "over")
+_DIFFERENCE = ("points", "95% interval", "with other tasks", "seeds", "over")
+_SEEDS, _FEWEST_FOR_POWER = 5, 3
+"""Seeds of the design whose power is told, and of scratch that tell it."""
 _SHARED = (SCRATCH, DISTILLED)
 """Arms of several tables, which alone do not make one."""
 _MOST_LINES = 8
@@ -83,6 +88,8 @@ _FOOTER = (
     "Scores over several seeds (over: seeds by task): a stratified bootstrap, seeds resampled within each task, 10,000 "
     "draws. It says how the mean would move with other training seeds of the same tasks, nothing about other tasks. "
     "With two or three seeds it is too narrow.",
+    "With other tasks: seeds and tasks resampled together (10,000 draws), for what would come out on other tasks of "
+    "this kind. For a single arm it says mostly how much the tasks differ.",
     "Scores of one seed (over: episodes): a bootstrap over its evaluation episodes. It says nothing about other "
     "training seeds.",
     "Differences: arms of one seed share the order of data, the first weights and the evaluation episodes, and are "
@@ -277,7 +284,8 @@ class Study:
                 difference = self.difference(base, DISTILLED, planned)
                 fewest = max(fewest, len(difference.seeds) if difference is not None else 0)
                 rows.append([f"{words}, {way}", *_difference_cells(difference)])
-        report.table(["difference", "points", "95% interval", "seeds", "over"], rows, "lrrll")
+        report.table(["difference", *_DIFFERENCE], rows, "lrrrll")
+        self._power(report)
         if fewest == 1:
             report.paragraph(
                 "One seed: these intervals are over its evaluation episodes and say nothing about other training seeds."
@@ -288,6 +296,23 @@ class Study:
                 "narrower than they should be."
             )
 
+    def _power(self, report: Report) -> None:
+        """What the design can find, told from the spread of scratch alone."""
+        spreads, least, seeds = [], [], 0
+        for way, planned in _WAYS:
+            runs = self.evaluations(SCRATCH, planned)
+            if len(runs) >= _FEWEST_FOR_POWER:
+                seeds = len(runs)
+                spread = float(np.std([result.score().value for result in runs.values()], ddof=1))
+                spreads.append(f"{spread:.2f} points {way}")
+                least.append(f"{detectable_difference(math.sqrt(2) * spread, _SEEDS):.1f} {way}")
+        if spreads:
+            report.paragraph(
+                f"The power of the design, told from scratch alone: its standard deviation over {seeds} seeds is "
+                f"{' and '.join(spreads)}. If another arm varies as much, {_SEEDS} seeds find a true difference of "
+                f"{' and '.join(least)} in four of five studies, and smaller ones where a seed moves both arms alike."
+            )
+
     def _command(self, table: StudyTable) -> str:
         scale = f" scale={self.scale}" if self.scale else ""
         return f"python tdmpc2/train.py -m experiment={table.experiment}{scale} seed=1,2,3"
@@ -296,23 +321,22 @@ class Study:
         report.heading(table.title, 3)
         published = any(row.published is not None for row in table.rows)
         schemes = any(row.scheme is not None for row in table.rows)
-        headers = ["arm", *(["published"] if published else [])]
-        headers += ["published MiB", "MiB here"] if schemes else []
-        headers += ["planned", "95% interval", "IQM", "prior alone", "95% interval", "IQM", "seeds", "over"]
-        rows, marks, missing = [], [], False
-        for row in table.rows:
-            what = row.scheme or "final"
-            planned, prior = self.score(row.arm, True, what), self.score(row.arm, False, what)
-            missing |= planned is None
-            cells = [row.text, *([_number(row.published)] if published else [])]
-            if schemes:
-                cells += [_number(row.published_mib), _mib(self.size(row.scheme))]
-            cells += _score_cells(planned)
+        for way, planned in _WAYS:
             # The prior of a quantised student is not among what a run ends with.
-            cells += ["-"] * 3 if prior is None and row.scheme else _score_cells(prior)
-            rows.append([*cells, *_seeds_cells(planned, self._arms.get(row.arm, {}))])
-            marks.append(Mark(row.text, (_value(planned), _value(prior)), row.published))
-        report.table(headers, rows, "l" + "r" * (len(headers) - 3) + "ll")
+            shown = [row for row in table.rows if planned or row.scheme is None]
+            headers = ["arm", *(["published"] if published and planned else [])]
+            headers += ["published MiB", "MiB here"] if schemes and planned else []
+            rows = []
+            for row in shown:
+                score = self.score(row.arm, planned, row.scheme or "final")
+                cells = [row.text, *([_number(row.published)] if published and planned else [])]
+                if schemes and planned:
+                    cells += [_number(row.published_mib), _mib(self.size(row.scheme))]
+                rows.append([*cells, *_score_cells(score), *_seeds_cells(score, self._arms.get(row.arm, {}))])
+            report.table([*headers, way, *_SCORE], rows, "l" + "r" * (len(headers) + 3) + "ll")
+        scores = {row: [self.score(row.arm, p, row.scheme or "final") for _, p in _WAYS] for row in table.rows}
+        missing = any(planned is None for planned, _ in scores.values())
+        marks = [Mark(row.text, (_value(a), _value(b)), row.published) for row, (a, b) in scores.items()]
         if schemes:
             report.paragraph(
                 "The papers' sizes are KiB over 1,000, of files with target Q; here float32 is the run's checkpoint, "
@@ -327,24 +351,25 @@ class Study:
 
     def _differences(self, report: Report) -> None:
         for base, words in ((None, "scratch, at the same batch and updates"), (DISTILLED, "the papers' objective")):
-            rows, marks = [], []
+            rows: dict[str, list[list[str]]] = {way: [] for way, _ in _WAYS}
+            marks = []
             for arm in self.scored():
                 against = scratch_of(arm) if base is None else base
                 if against is None or against not in self.bases(arm):
                     continue
-                planned, prior = self.difference(against, arm, True), self.difference(against, arm, False)
-                if planned is None:
+                found = [self.difference(against, arm, planned) for _, planned in _WAYS]
+                if found[0] is None:
                     continue
                 name = NAMES.get(arm, arm)
-                cells = [*_difference_cells(planned)[:2], *_difference_cells(prior)[:2]]
-                rows.append([name, NAMES.get(against, against), *cells, *_difference_cells(planned)[2:]])
-                marks.append(Mark(name, (_difference_value(planned), _difference_value(prior))))
-            if not rows:
+                for way, difference in zip(rows, found, strict=True):
+                    rows[way].append([name, NAMES.get(against, against), *_difference_cells(difference)])
+                marks.append(Mark(name, (_difference_value(found[0]), _difference_value(found[1]))))
+            if not marks:
                 continue
             title = f"Every arm minus {words}"
             report.heading(title, 3)
-            headers = ["arm", "minus", "planned", "95% interval", "prior alone", "95% interval", "seeds", "over"]
-            report.table(headers, rows, "llrrrrll")
+            for way, held in rows.items():
+                report.table([f"arm, {way}", "minus", *_DIFFERENCE], held, "llrrrll")
             name = f"{self._slug}-differences" if base is None else f"{self._slug}-differences-{base}"
             name = "".join(c if c.isalnum() else "-" for c in name)
             axis = "points of normalised score, paired by seed"
@@ -377,8 +402,7 @@ class Study:
                         rows.append([NAMES[arm], way, f"{step:,}", *_score_cells(score), *_seeds_cells(score, {})])
         if series:
             self._lines(report, "steps", series, "Score against updates (figure 3)", "updates")
-            headers = ["arm", "acting", "updates", "score", "95% interval", "IQM", "seeds", "over"]
-            report.table(headers, rows, "llrrrrll")
+            report.table(["arm", "acting", "updates", "score", *_SCORE], rows, "llrrrrrll")
 
     def _saved(self, arm: str, planned: bool) -> list[int]:
         """Steps of the saved checkpoints that were evaluated."""
@@ -519,8 +543,8 @@ def _span(interval: Interval | None, sign: str = "") -> str:
 
 def _score_cells(score: ArmScore | None) -> list[str]:
     if score is None:
-        return ["missing", "-", "-"]
-    return [_number(score.mean), _span(score.interval), _number(score.iqm)]
+        return ["missing", "-", "-", "-"]
+    return [_number(score.mean), _span(score.interval), _span(score.wider), _number(score.iqm)]
 
 
 def _seeds_cells(score: ArmScore | None, runs: Mapping[int, Run]) -> list[str]:
@@ -532,8 +556,9 @@ def _seeds_cells(score: ArmScore | None, runs: Mapping[int, Run]) -> list[str]:
 
 def _difference_cells(difference: ArmDifference | None) -> list[str]:
     if difference is None:
-        return ["missing", "-", "-", "-"]
-    return [f"{difference.mean:+.2f}", _span(difference.interval, "+"), _listed(difference.seeds), difference.over]
+        return ["missing", "-", "-", "-", "-"]
+    spans = (_span(difference.interval, "+"), _span(difference.wider, "+"))
+    return [f"{difference.mean:+.2f}", *spans, _listed(difference.seeds), difference.over]
 
 
 def _listed(seeds: Sequence[int]) -> str:

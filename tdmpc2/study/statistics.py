@@ -5,13 +5,14 @@ A run's score on a task is its mean episode return over 10, so 0 to 100.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.results import EvaluationResult
@@ -30,6 +31,8 @@ class ArmScore:
         iqm: interquartile mean over all (task, seed).
         interval: 95%.
         over: what the interval is over: seeds within each task (a stratified bootstrap), or for one seed its episodes.
+        wider: 95% over seeds and tasks resampled together: how the mean would move with other tasks like these too;
+            None for one seed or one task.
         seeds: of the runs.
         tasks: mean score by task.
     """
@@ -38,6 +41,7 @@ class ArmScore:
     iqm: float
     interval: Interval | None
     over: Over
+    wider: Interval | None
     seeds: tuple[int, ...]
     tasks: Mapping[str, float]
 
@@ -50,6 +54,7 @@ class ArmDifference:
         mean: of the differences of the seeds' scores.
         interval: 95%, Student's t over the seeds, which is wide for few; for one seed a bootstrap over its episodes.
         over: what the interval is over.
+        wider: 95% over seeds and tasks resampled together, as of `ArmScore`.
         seeds: that both have.
         each: the difference by seed.
         tasks: mean difference by task, with an interval likewise.
@@ -58,6 +63,7 @@ class ArmDifference:
     mean: float
     interval: Interval | None
     over: Over
+    wider: Interval | None
     seeds: tuple[int, ...]
     each: tuple[float, ...]
     tasks: Mapping[str, tuple[float, Interval | None]]
@@ -88,7 +94,8 @@ def arm_score(runs: Mapping[int, EvaluationResult]) -> ArmScore | None:
             tuple(values), mean_over_tasks, n_resamples=DRAWS, confidence_level=LEVEL, method="percentile", rng=0
         ).confidence_interval
         interval, over = Interval(float(found.low), float(found.high)), "seeds by task"
-    return ArmScore(mean, iqm, interval, over, seeds, dict(zip(tasks, values.mean(axis=1).tolist(), strict=True)))
+    by_task = dict(zip(tasks, values.mean(axis=1).tolist(), strict=True))
+    return ArmScore(mean, iqm, interval, over, _over_seeds_and_tasks(values), seeds, by_task)
 
 
 def arm_difference(
@@ -112,7 +119,39 @@ def arm_difference(
         interval, spans = _students_t(each), {t: _students_t(row) for t, row in zip(tasks, values, strict=True)}
         over = "seeds" if interval is not None else "nothing"
     by_task = {task: (float(row.mean()), spans.get(task)) for task, row in zip(tasks, values, strict=True)}
-    return ArmDifference(float(each.mean()), interval, over, seeds, tuple(each.tolist()), by_task)
+    wider = _over_seeds_and_tasks(values)
+    return ArmDifference(float(each.mean()), interval, over, wider, seeds, tuple(each.tolist()), by_task)
+
+
+def detectable_difference(spread: float, seeds: int, power: float = 0.8) -> float:
+    """The least true difference that a two-sided t-test at 5% over so many seeds finds with this probability.
+
+    Args:
+        spread: standard deviation of one seed's difference.
+        seeds: two at least.
+        power: the probability.
+    """
+    degrees, root = seeds - 1, math.sqrt(seeds)
+    limit = stats.t.ppf((1 + LEVEL) / 2, degrees)
+
+    def missing(effect: float) -> float:
+        found = float(stats.nct.sf(limit, degrees, effect * root))  # in the other tail next to nothing
+        return (1.0 if math.isnan(found) else found) - power  # scipy's overflows for effects that none misses
+
+    return spread * float(optimize.brentq(missing, 1e-6, 100.0))
+
+
+def _over_seeds_and_tasks(values: NDArray[np.float64]) -> Interval | None:
+    """Of the mean of [tasks, seeds], both drawn anew with replacement: a run is a seed in all tasks."""
+    tasks, seeds = values.shape
+    if tasks < 2 or seeds < 2 or not np.isfinite(values).all():
+        return None
+    rng = np.random.default_rng(0)
+    some_tasks = rng.integers(0, tasks, (DRAWS, tasks, 1))
+    some_seeds = rng.integers(0, seeds, (DRAWS, 1, seeds))
+    means = values[some_tasks, some_seeds].mean(axis=(1, 2))
+    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Interval(float(low), float(high))
 
 
 def _over_episodes(

@@ -18,7 +18,7 @@ from tdmpc2.settings.entry import CONFIG_DIR
 from tdmpc2.study.arms import TABLES, scratch_of
 from tdmpc2.study.page import write_report
 from tdmpc2.study.runs import gather, read_run
-from tdmpc2.study.statistics import arm_difference, arm_score
+from tdmpc2.study.statistics import arm_difference, arm_score, detectable_difference
 
 TASKS = ("cup-spin", "pendulum-spin", "fish-swim")
 ADDED = "hydra.job.config.override_dirname.exclude_keys="
@@ -67,6 +67,10 @@ def make_run(folder: Path, arm: str, seed: int, score: float | None, scale: str 
     return path
 
 
+def interval_of(means: np.ndarray) -> tuple[float, float]:
+    return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
+
+
 # -- statistics ------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +98,30 @@ def test_one_seed_has_an_interval_over_episodes_and_says_so() -> None:
     single = arm_score({4: evaluation(4, (100.0, 200.0, 300.0), episodes=1)})
     assert single is not None and single.over == "nothing" and single.interval is None
     assert arm_score({}) is None
+
+
+def test_seeds_and_tasks_are_resampled_together() -> None:
+    """A seed stands for a run in all tasks: what a seed adds to all of them does not average out over tasks."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(300, 60, (4, 1)) + rng.normal(0, 40, (1, 3)) + rng.normal(0, 5, (4, 3))  # [seeds, tasks]
+    score = arm_score({seed: evaluation(seed, tuple(row)) for seed, row in enumerate(values)})
+    assert score is not None and score.wider is not None and score.interval is not None
+    drawn = [values[rng.integers(0, 4, 4)][:, rng.integers(0, 3, 3)].mean() / 10 for _ in range(20_000)]
+    assert (score.wider.low, score.wider.high) == pytest.approx(interval_of(np.array(drawn)), abs=0.3)
+    assert score.wider.low < score.interval.low and score.wider.high > score.interval.high
+    shifted = {seed: evaluation(seed, tuple(row + 50)) for seed, row in enumerate(values)}
+    same = arm_difference({seed: evaluation(seed, tuple(row)) for seed, row in enumerate(values)}, shifted)
+    assert same is not None and same.wider is not None and same.wider.low == pytest.approx(same.wider.high)
+    one = arm_score({4: evaluation(4, (100.0, 200.0, 300.0))})
+    assert one is not None and one.wider is None
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_the_power_of_a_design_is_that_of_the_t_test(seeds: int) -> None:
+    least = detectable_difference(4.0, seeds)
+    rng = np.random.default_rng(0)
+    found = stats.ttest_1samp(rng.normal(least, 4.0, (20_000, seeds)), 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -163,14 +191,17 @@ def test_the_report_of_a_study(tmp_path: Path) -> None:
     assert "## mini, scale cpu" in lines and "## mini, scale gpu" in lines, "scales are not mixed"
     by_name = {row[0]: row for row in reversed(table_rows(text))}
     headline = by_name["distilled minus the dataset's own reward in its place, planned"]
-    assert headline[1] == "+1.00" and headline[3:] == ["1, 2, 3", "seeds"] and "3 seeds are few" in text
+    assert headline[1] == "+1.00" and headline[4:] == ["1, 2, 3", "seeds"] and "3 seeds are few" in text
     assert by_name["distilled minus scratch, prior alone"][1] == "+2.00"
     assert by_name["no distillation"][1:3] == ["14.04", "52.00"]
-    assert by_name["d_coef 0.05"] == ["d_coef 0.05", "13.61", "missing", "-", "-", "missing", "-", "-", "none", "-"]
+    assert by_name["d_coef 0.05"] == ["d_coef 0.05", "13.61", "missing", "-", "-", "-", "none", "-"]
     assert by_name["values"][-2] == "1, 2, 3 (4 without a score)"
     assert by_name["policy prior"][-2] == "1 without a score"
     assert by_name["int4 of this project"][1:5] == ["-", "-", "0.00", "30.00"]
     assert by_name["FP16"][1:5] == ["28.45", "3.90", "0.00", "54.50"], "the fixture's file has 3 KiB"
+    prior = {row[0]: row for row in table_rows(text.partition("scale gpu")[0])}
+    assert prior["no distillation"][1] == "26.00" and "int8 of this project" in by_name, "a table of the prior alone"
+    assert "over 3 seeds is 1.00 points planned and 0.50 points prior alone. If" in text and "of 2.4 planned" in text
     assert "### Score against d_coef (table 1)" in lines and "### Score against updates (figure 3)" in lines
     assert "    python tdmpc2/train.py -m experiment=table1 scale=cpu seed=1,2,3" in lines
     assert any(str(damaged / "evaluation.json") in line for line in lines), "a damaged file is named"
