@@ -351,6 +351,20 @@ class ScaleKeys:
     large_batch: int = key(
         MISSING, "slices that stand for batch 1024", unit="slices", source=f"{TDMPC_OPT}, table 2", check=_COUNT
     )
+    small_equal: int = key(
+        MISSING,
+        "updates of small_batch with as many slices as the short run of batch",
+        unit="updates",
+        source=THIS_PROJECT,
+        check=_COUNT,
+    )
+    large_equal: int = key(
+        MISSING,
+        "updates of large_batch with as many slices as the short run of batch",
+        unit="updates",
+        source=THIS_PROJECT,
+        check=_COUNT,
+    )
     episodes: int = key(
         MISSING,
         "episodes of each task that an experiment's run ends with",

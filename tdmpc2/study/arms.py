@@ -132,6 +132,28 @@ TABLES: tuple[StudyTable, ...] = (
             Row("together", "together"),
         ),
     ),
+    StudyTable(
+        "batches",
+        "Batch sizes at equal transitions",
+        "batches",
+        (
+            Row("scratch, batch 128", "scratch_small_batch_equal", name="scratch_small"),
+            Row("scratch, batch 256", SCRATCH, name="scratch"),
+            Row("scratch, batch 1024", "scratch_large_batch_equal", name="scratch_large"),
+            Row("distilled, batch 128", "reward_0.40_small_batch_equal", name="distill_small"),
+            Row("distilled, batch 256", DISTILLED, name="distill"),
+            Row("distilled, batch 1024", "reward_0.40_large_batch_equal", name="distill_large"),
+        ),
+    ),
+    StudyTable(
+        "policy",
+        "The policy prior",
+        "policy",
+        (
+            Row("Q over one running scale", SCRATCH, name="scratch"),
+            Row("Q over a scale of each task", "pi_scale_task", name="pi_scale"),
+        ),
+    ),
 )
 D_COEFS: dict[str, float] = {
     SCRATCH: 0.0,
@@ -145,8 +167,19 @@ _SCRATCH_OF: dict[str, str | None] = {
     "reward_0.40_small_batch": None,
     "reward_0.40_large_batch": "scratch_large_batch",
     "reward_0.40_large_batch_middle": "scratch_large_batch_middle",
+    "reward_0.40_small_batch_equal": "scratch_small_batch_equal",
+    "reward_0.40_large_batch_equal": "scratch_large_batch_equal",
     BEST: "scratch_long",
-    **dict.fromkeys((SCRATCH, "scratch_large_batch", "scratch_large_batch_middle", "scratch_long")),
+    **dict.fromkeys(
+        (
+            SCRATCH,
+            "scratch_large_batch",
+            "scratch_large_batch_middle",
+            "scratch_small_batch_equal",
+            "scratch_large_batch_equal",
+            "scratch_long",
+        )
+    ),
 }
 
 
