@@ -30,6 +30,7 @@ from tdmpc2.study.arms import (
     StudyTable,
     scratch_of,
 )
+from tdmpc2.study.claims import CLAIMS, verdict
 from tdmpc2.study.runs import Run, gather
 from tdmpc2.study.statistics import ArmDifference, ArmScore, arm_difference, arm_score, detectable_difference
 
@@ -174,10 +175,10 @@ class Study:
             self._scores[key] = arm_score(self.evaluations(arm, planned, what))
         return self._scores[key]
 
-    def difference(self, first: str, second: str, planned: bool) -> ArmDifference | None:
-        """Second minus first, on the seeds for which both had the same batch and updates."""
+    def difference(self, first: str, second: str, planned: bool, *, same_budget: bool = True) -> ArmDifference | None:
+        """Second minus first; `same_budget`: on the seeds for which both had the same batch and updates."""
         a, b = self.evaluations(first, planned), self.evaluations(second, planned)
-        same = [s for s in a.keys() & b.keys() if self._budget(first, s) == self._budget(second, s)]
+        same = [s for s in a.keys() & b.keys() if not same_budget or self._budget(first, s) == self._budget(second, s)]
         return arm_difference({s: a[s] for s in same}, {s: b[s] for s in same})
 
     def _budget(self, arm: str, seed: int) -> tuple[int, int]:
@@ -224,6 +225,11 @@ class Study:
             for arm in self.scored()
             for base in self.bases(arm)
         }
+        claims = {}
+        for claim in CLAIMS:
+            found = {way: self.difference(claim.worse, claim.better, p, same_budget=False) for way, p in _WAYS}
+            said = {way: {"difference": _plain(d), "verdict": verdict(d)} for way, d in found.items()}
+            claims[claim.text] = {"better": claim.better, "worse": claim.worse, "published": claim.published, **said}
         schemes = {row.scheme for table in TABLES for row in table.rows if row.arm == BEST}
         return {
             "task_set": self.task_set,
@@ -232,6 +238,7 @@ class Study:
             "tasks": list(self.tasks),
             "arms": arms,
             "differences": differences,
+            "claims": claims,
             "bytes": {scheme or "float32": self.size(scheme) for scheme in sorted(schemes, key=str)},
             "runs": [_run_figures(run) for run in self.runs],
             "notes": self.notes,
@@ -251,7 +258,7 @@ class Study:
                 "Rows have the papers' names. What stands for their teachers, updates and batches at this scale is in "
                 f"config/scale/{self.scale}.yaml, and the updates and batch of each arm are at the end."
             )
-        self._headline(report)
+        self._claims(report)
         held = [table for table in TABLES if any(row.arm in self._arms for row in table.rows)]
         shown = [table for table in held if any(row.arm in self._arms and row.arm not in _SHARED for row in table.rows)]
         shown = shown or held[:1]
@@ -273,28 +280,31 @@ class Study:
         self._by_task(report)
         self._how(report)
 
-    def _headline(self, report: Report) -> None:
-        report.heading("Does the teacher's reward make a better student?", 3)
-        rows, fewest = [], 0
-        for base, words in (
-            (CONTROL, "distilled minus the dataset's own reward in its place"),
-            (SCRATCH, "distilled minus scratch"),
-        ):
-            for way, planned in _WAYS:
-                difference = self.difference(base, DISTILLED, planned)
-                fewest = max(fewest, len(difference.seeds) if difference is not None else 0)
-                rows.append([f"{words}, {way}", *_difference_cells(difference)])
-        report.table(["difference", *_DIFFERENCE], rows, "lrrrll")
-        self._power(report)
-        if fewest == 1:
+    def _claims(self, report: Report) -> None:
+        """The papers' claims and this project's questions, each judged by its difference."""
+        report.heading("What the papers claim, and what these runs say", 3)
+        seeds = 0
+        for way, planned in _WAYS:
+            rows = []
+            for claim in CLAIMS:
+                found = self.difference(claim.worse, claim.better, planned, same_budget=False)
+                seeds = max(seeds, len(found.seeds) if found is not None else 0)
+                published = "-" if claim.published is None or not planned else f"{claim.published:+.2f}"
+                rows.append([claim.text, published, *_difference_cells(found), verdict(found)])
+            report.table([way, "published", *_DIFFERENCE, "so it"], rows, "lrrrrlll")
+        report.paragraph(
+            'It "holds" where the whole interval over seeds is above 0, and is "the opposite" where it is below.'
+        )
+        if seeds == 1:
             report.paragraph(
                 "One seed: these intervals are over its evaluation episodes and say nothing about other training seeds."
             )
-        elif fewest in (2, 3):
+        elif seeds in (2, 3):
             report.paragraph(
-                f"{fewest} seeds are few: the intervals of differences are wide for it, those of single arms below are "
+                f"{seeds} seeds are few: the intervals of differences are wide for it, those of single arms below are "
                 "narrower than they should be."
             )
+        self._power(report)
 
     def _power(self, report: Report) -> None:
         """What the design can find, told from the spread of scratch alone."""
@@ -439,7 +449,7 @@ class Study:
                 return
 
     def _foremost(self) -> list[str]:
-        """The arms of the headline, then the best by planned score, as many as a chart can show."""
+        """The arms of the first claims, then the best by planned score, as many as a chart can show."""
         scored = self.scored()
         first = [arm for arm in (SCRATCH, DISTILLED, CONTROL) if arm in scored]
         others = sorted((arm for arm in scored if arm not in first), key=lambda arm: -_mean(self.score(arm, True)))

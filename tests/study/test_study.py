@@ -190,9 +190,11 @@ def test_the_report_of_a_study(tmp_path: Path) -> None:
     lines = text.splitlines()
     assert "## mini, scale cpu" in lines and "## mini, scale gpu" in lines, "scales are not mixed"
     by_name = {row[0]: row for row in reversed(table_rows(text))}
-    headline = by_name["distilled minus the dataset's own reward in its place, planned"]
-    assert headline[1] == "+1.00" and headline[4:] == ["1, 2, 3", "seeds"] and "3 seeds are few" in text
-    assert by_name["distilled minus scratch, prior alone"][1] == "+2.00"
+    claim = by_name["it is the teacher's knowledge: more than the dataset's own rewards give"]
+    assert claim[1:3] == ["-", "+1.00"] and claim[5:] == ["1, 2, 3", "seeds", "holds"] and "3 seeds are few" in text
+    claim = by_name["reward distillation (d_coef 0.4) beats no teacher"]
+    assert claim[1] == "+3.81" and claim[2] == "+4.00" and claim[-1] == "holds"
+    assert by_name["next latents through principal components hurt"][1:3] == ["+9.07", "missing"]
     assert by_name["no distillation"][1:3] == ["14.04", "52.00"]
     assert by_name["d_coef 0.05"] == ["d_coef 0.05", "13.61", "missing", "-", "-", "-", "none", "-"]
     assert by_name["values"][-2] == "1, 2, 3 (4 without a score)"
@@ -249,8 +251,10 @@ def test_arms_are_compared_at_the_same_batch_and_updates(tmp_path: Path) -> None
     assert {name: value["mean"] for name, value in held.items()} == pytest.approx(
         {"reward_0.45_long - scratch_long": 1.0}
     )
-    assert [row[:3] for row in table_rows((tmp_path / "out" / "report.md").read_text()) if row[2] == "+1.00"] == [
-        ["distilled, batch 256, 1M", "scratch, batch 256, 1M", "+1.00"]
+    rows = [row[:3] for row in table_rows((tmp_path / "out" / "report.md").read_text()) if row[2] == "+1.00"]
+    assert rows == [
+        ["so it does at the longest budget (d_coef 0.45)", "+0.76", "+1.00"],
+        ["distilled, batch 256, 1M", "scratch, batch 256, 1M", "+1.00"],
     ]
     assert scratch_of("scratch") is None and scratch_of("value") == "scratch"
 
