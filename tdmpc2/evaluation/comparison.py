@@ -68,10 +68,10 @@ def compare(first: EvaluationResult, second: EvaluationResult, over: Over | None
     )
 
 
-def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
-    """The comparison as a table of tasks, a last line for the normalised score, and notes."""
+def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headers, a row of each task, and a last one of the normalised score."""
     paired = comparison.paired
-    rows: list[list[str] | None] = [
+    rows = [
         [
             task,
             f"{d.mean_first:.1f}",
@@ -86,23 +86,34 @@ def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
     scores = [f"{sum(values) / len(values) / 10:.2f}" for values in means]
     overall = _interval_text(paired.interval, 2)
     last = ["normalised score", *scores, f"{paired.difference:+.2f}", overall, str(paired.pairs)]
-    table = format_table(["task", "a", "b", "b - a", "95% interval", "pairs"], [*rows, None, last], style=style)
-    lines = [f"a: {printable(comparison.first)}", f"b: {printable(comparison.second)}", "", table, ""]
+    return ["task", "a", "b", "b - a", "95% interval", "pairs"], [*rows, last]
+
+
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """How many pairs there are, the verdict, and what the reader has to know: a sentence each."""
+    paired = comparison.paired
     tasks = len(paired.tasks)
     pairs = f"{paired.pairs} pair{'s' * (paired.pairs != 1)} of episodes on {tasks} task{'s' * (tasks != 1)}"
     if comparison.unpaired_first or comparison.unpaired_second:
         pairs += (
             f"; without a partner and left out: {comparison.unpaired_first} of a, {comparison.unpaired_second} of b"
         )
-    lines.append(f"{pairs}.")
+    lines = [f"{pairs}."]
     if paired.interval is not None:
         lines.append(f"Normalised score: 95% bootstrap interval over {paired.over}.")
         lines.append(f"{_VERDICTS[verdict(paired)]}.")
     if paired.interval_note:
         lines.append(f"Note: {paired.interval_note}.")
     lines += [f"Warning: {printable(warning, _LONGEST)}." for warning in comparison.warnings]
-    lines += [f"Note: {printable(note, _LONGEST)}." for note in comparison.notes]
-    return "\n".join(lines)
+    return lines + [f"Note: {printable(note, _LONGEST)}." for note in comparison.notes]
+
+
+def comparison_text(comparison: Comparison, style: Style = "plain") -> str:
+    """The comparison as a table of tasks, a last line for the normalised score, and notes."""
+    headers, rows = comparison_table(comparison)
+    table = format_table(headers, [*rows[:-1], None, rows[-1]], style=style)
+    names = [f"a: {printable(comparison.first)}", f"b: {printable(comparison.second)}"]
+    return "\n".join([*names, "", table, "", *comparison_notes(comparison)])
 
 
 def _setup_differences(first: EvaluationResult, second: EvaluationResult) -> tuple[list[str], list[str]]:

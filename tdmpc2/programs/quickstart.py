@@ -1,9 +1,9 @@
 """The whole path on a small embedded problem: `make quickstart` (at most 10 minutes on 2 quiet cores).
 
 Data from the real simulator; three students at the same budget by the ordinary program (`tdmpc2/train.py`): from
-scratch, by the papers' reward distillation, and by the teacher's values and policy prior; FP16; and all of them
-evaluated side by side, planned and by the prior alone. Writes results/quickstart/ (report.md, report.json, two plots).
-Interrupted, the same command goes on.
+scratch, by the papers' reward distillation, and by the teacher's values and policy prior; FP16 and int8; and all of
+them evaluated side by side, planned and by the prior alone. Writes results/quickstart/ (report.html, which needs
+nothing else; report.md and report.json with two charts). Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from tdmpc2.agent import load_agent, resolve_device
 from tdmpc2.checkpointing import read_checkpoint
 from tdmpc2.embedded import PLANNER, ROOT, TASK_SET, TEACHER, embedded_store
 from tdmpc2.errors import UserError, printable
-from tdmpc2.evaluation.comparison import compare, comparison_text
+from tdmpc2.evaluation.comparison import compare, comparison_notes, comparison_table
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null, load_json
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
 from tdmpc2.programs.arguments import ProgramParser
-from tdmpc2.reporting.plots import learning_curves, score_bars
+from tdmpc2.reporting.charts import Mark, Point, Value, interval_chart, line_chart
 from tdmpc2.reporting.report import Report
 from tdmpc2.reporting.sinks import metric_series, read_metrics
-from tdmpc2.reporting.tables import Style, format_table
+from tdmpc2.reporting.tables import format_table
 from tdmpc2.tasks import task_set
 
-SCRATCH, REWARDS, VALUES, HALF = "scratch", "rewards", "values+prior", "values+prior, FP16"
+SCRATCH, REWARDS, VALUES = "scratch", "rewards", "values+prior"
+SMALLER = {f"{VALUES}, FP16": "fp16", f"{VALUES}, int8": "int8"}
+"""That student by schemes of quantisation."""
 ROWS = {VALUES: "objectives/value_policy", REWARDS: "objectives/reward_0.40", SCRATCH: "objectives/scratch"}
 """The students, the one that takes longest first, and the experiment that trains each."""
 _LOG = "quickstart.log"
@@ -85,7 +87,7 @@ def command(label: str, folder: Path, data: Path, plan: Plan, device: torch.devi
         "hydra.run.dir": folder,
     }
     keys |= {"d_coef": plan.d_coef} if label == REWARDS else {}
-    keys |= {"evaluate_schemes": "[fp16]"} if label == VALUES else {}
+    keys |= {"evaluate_schemes": f"[{','.join(SMALLER.values())}]"} if label == VALUES else {}
     return [sys.executable, str(ROOT / "tdmpc2" / "train.py"), *(f"{key}={value}" for key, value in keys.items())]
 
 
@@ -173,9 +175,10 @@ def student_results(folder: Path) -> Scored:
     return Scored(final, load_json(folder / "evaluation.json"), load_json(folder / "evaluation-prior.json"))
 
 
-def half_results(folder: Path) -> Scored:
-    """Likewise, of the student cast to FP16."""
-    return Scored(folder / "checkpoints" / "final-fp16.safetensors", load_json(folder / "evaluation-fp16.json"), None)
+def smaller_results(folder: Path, scheme: str) -> Scored:
+    """Likewise, of the student by a scheme of quantisation."""
+    final = folder / "checkpoints" / f"final-{scheme}.safetensors"
+    return Scored(final, load_json(folder / f"evaluation-{scheme}.json"), None)
 
 
 def teacher_results(folder: Path, plan: Plan, device: torch.device) -> Scored:
@@ -192,8 +195,9 @@ def facts_of(checkpoint: Path) -> tuple[str, str]:
     return f"{count:,}", f"{checkpoint.stat().st_size / 2**20:.2f}"
 
 
-def agents_table(agents: Mapping[str, Scored], style: Style = "plain") -> str:
-    """A row an agent: its size, mean returns by task and the score with its interval, planned; the prior's score."""
+def agents_table(agents: Mapping[str, Scored]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a row an agent: its size, mean returns by task and the score with its interval, planned; the prior's
+    score."""
     tasks = next(iter(agents.values())).planned.tasks
     rows = []
     for label, agent in agents.items():
@@ -201,14 +205,20 @@ def agents_table(agents: Mapping[str, Scored], style: Style = "plain") -> str:
         row = [label, *facts_of(agent.checkpoint), *means, *_score(agent.planned)]
         rows.append([*row, *(_score(agent.prior) if agent.prior is not None else ("-", "-"))])
     sized = ("parameters", "file (MiB)")
-    headers = ["agent", *sized, *tasks, "planned", "95% interval", "prior alone", "95% interval"]
-    return format_table(headers, rows, style=style)
+    return ["agent", *sized, *tasks, "planned", "95% interval", "prior alone", "95% interval"], rows
 
 
 def _score(result: EvaluationResult) -> tuple[str, str]:
     score = result.score()
     span = "-" if score.interval is None else f"{score.interval.low:.1f} to {score.interval.high:.1f}"
     return f"{score.value:.1f}", span
+
+
+def _mark(result: EvaluationResult | None) -> Value | None:
+    if result is None:
+        return None
+    score = result.score()
+    return Value(score.value, *((None, None) if score.interval is None else (score.interval.low, score.interval.high)))
 
 
 def write_report(
@@ -219,26 +229,9 @@ def write_report(
     curves: Mapping[str, Sequence[tuple[int, float]]],
     minutes: float,
 ) -> str:
-    """Writes the plots, report.md and report.json; returns what is printed too."""
+    """Writes the report in its three forms and its charts; returns what is printed too."""
     first = agents[SCRATCH].planned
     comparisons = {label: compare(first, agents[label].planned) for label in (REWARDS, VALUES)}
-    teacher_prior = agents["teacher"].prior
-    assert teacher_prior is not None
-    learning_curves(
-        curves,
-        folder / "learning_curve.png",
-        "Normalised score of the policy prior while training",
-        "normalised score (0 to 100)",
-        hlines={"teacher": teacher_prior.score().value},
-    )
-    bars = {}
-    for label, agent in agents.items():
-        for way, result in (("planned", agent.planned), ("prior alone", agent.prior)):
-            if result is not None:
-                score = result.score()
-                span = (None, None) if score.interval is None else (score.interval.low, score.interval.high)
-                bars[f"{label}, {way}"] = (score.value, *span)
-    score_bars(bars, folder / "scores.png", "Quickstart: normalised score")
     report = Report("Quickstart report")
     report.paragraph(
         f"{len(first.tasks)} tasks, {plan.episodes} episodes each, the same episodes for every agent. Students: 1M "
@@ -248,17 +241,24 @@ def write_report(
         f"{PLANNER.num_samples} samples, {PLANNER.iterations} iterations, horizon {PLANNER.horizon} (the papers use "
         "512 samples and 6 iterations), exploration noise on."
     )
-    report.paragraph(agents_table(agents, style="markdown"))
+    headers, rows = agents_table(agents)
+    report.table(headers, rows)
     report.paragraph(
         "Columns of tasks are mean episode returns with planning (0 to 1000); a score is their mean divided by 10. The "
         "prior alone is one forward pass a decision, where planning takes thousands."
     )
     for label, comparison in comparisons.items():
         report.heading(f"{label} against scratch, planned, episode by episode")
-        report.paragraph(comparison_text(comparison, style="markdown"))
+        report.table(*comparison_table(comparison))
+        report.points(comparison_notes(comparison))
     report.paragraph("One training run each: the intervals say nothing about other training seeds.")
-    report.plot("learning_curve.png", "learning curves")
-    report.plot("scores.png", "scores")
+    marks = [Mark(label, tuple(map(_mark, (agent.planned, agent.prior)))) for label, agent in agents.items()]
+    axis = "normalised score, 0 to 100"
+    scores = interval_chart(marks, ("planned, 95% interval", "prior alone"), "scores", "Scores", axis)
+    report.chart("scores", scores, "Scores")
+    series = {label: [Point(step, value) for step, value in held] for label, held in curves.items()}
+    title = "Score of the policy prior while training"
+    report.chart("learning", line_chart(series, "learning", title, "updates", axis), title)
     versions = ", ".join(f"{package} {version}" for package, version in first.versions.items())
     report.paragraph(
         f"{minutes:.1f} minutes on {first.machine.cpu}, {first.machine.cores} cores, device {device}; {versions}."
@@ -281,7 +281,8 @@ def write_report(
         "versions": dict(first.versions),
     }
     report.write(folder, finite_or_null(figures))
-    return agents_table(agents)
+    report.write_page(folder)
+    return format_table(headers, rows)
 
 
 INTERRUPTED = "interrupted; the same command goes on from here"
@@ -317,11 +318,11 @@ def main() -> None:
     run_all(commands, {**folders, "teacher": teacher}, plan, device.type == "cuda")
     agents = {"teacher": teacher_results(teacher, plan, device)}
     agents |= {label: student_results(folders[label]) for label in (SCRATCH, REWARDS, VALUES)}
-    agents[HALF] = half_results(folders[VALUES])
+    agents |= {label: smaller_results(folders[VALUES], scheme) for label, scheme in SMALLER.items()}
     curves = {
         label: metric_series(read_metrics(folder), "normalised_score", "eval") for label, folder in folders.items()
     }
     minutes = (time.perf_counter() - started) / 60
     print()
     print(write_report(a.out, plan, device, agents, curves, minutes))
-    print(f"\n{minutes:.1f} minutes; report, plots and JSON in {a.out}/")
+    print(f"\n{minutes:.1f} minutes; the report: {a.out / 'report.html'}")

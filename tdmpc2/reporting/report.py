@@ -74,10 +74,6 @@ class Report:
         image = f'<img src="data:image/png;base64,{_escaped(data)}" alt="{_escaped(title)}">'
         self._parts.append(_Part("", f"<figure>{image}<figcaption>{_escaped(title)}</figcaption></figure>"))
 
-    def plot(self, name: str, title: str) -> None:
-        """Shows the picture file `name` of the report's folder, in Markdown."""
-        self._parts.append(_Part(f"![{title}]({name})", ""))
-
     def markdown(self) -> str:
         return "\n\n".join(part.markdown for part in self._parts if part.markdown) + "\n"
 

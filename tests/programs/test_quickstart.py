@@ -13,10 +13,11 @@ from run_fixtures import ROOT, run_program
 
 from tdmpc2.embedded import TEACHER
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, Machine
-from tdmpc2.programs.quickstart import HALF, REWARDS, ROWS, SCRATCH, VALUES, Plan, Scored, facts_of, write_report
+from tdmpc2.programs.quickstart import REWARDS, ROWS, SCRATCH, SMALLER, VALUES, Plan, Scored, facts_of, write_report
 from tdmpc2.settings.entry import CONFIG_DIR
 
-LABELS = ("teacher", SCRATCH, REWARDS, VALUES, HALF)
+LABELS = ("teacher", SCRATCH, REWARDS, VALUES, *SMALLER)
+HALF = next(iter(SMALLER))
 PLAN = Plan(steps=20, batch_size=16, episodes=2, d_coef=0.4, seed=1)
 
 
@@ -31,14 +32,14 @@ def test_the_report(tmp_path: Path) -> None:
         label: Scored(
             TEACHER,
             result(label, 100.0 * i, 100.0 * i + 50),
-            None if label == HALF else result(label, 10.0 * i, 10.0 * i),
+            None if label in SMALLER else result(label, 10.0 * i, 10.0 * i),
         )
         for i, label in enumerate(LABELS)
     }
     curves = {SCRATCH: [(2, 1.0), (4, float("nan"))], VALUES: [(2, 2.0), (4, 3.0)]}
     printed = write_report(tmp_path, PLAN, torch.device("cpu"), agents, curves, 3.14)
     assert printed.splitlines()[0].startswith("agent  ") and "prior alone" in printed.splitlines()[0]
-    names = {"learning_curve.png", "report.json", "report.md", "scores.png"}
+    names = {"learning.svg", "report.html", "report.json", "report.md", "scores.svg"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
     lines = (tmp_path / "report.md").read_text().splitlines()
@@ -50,7 +51,9 @@ def test_the_report(tmp_path: Path) -> None:
     assert rows[SCRATCH] == [SCRATCH, "3,377,907", "6.45", "125", "12.5", "10.0 to 15.0", "1.0", "1.0 to 1.0"]
     assert rows[HALF][-2:] == ["-", "-"]
     assert f"## {VALUES} against scratch, planned, episode by episode" in lines
-    assert "![learning curves](learning_curve.png)" in lines and "![scores](scores.png)" in lines
+    assert "![Score of the policy prior while training](learning.svg)" in lines and "![Scores](scores.svg)" in lines
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2 and page.count("<table") == 3
     assert lines[-1] == "3.1 minutes on a processor, 2 cores, device cpu; torch 2.13.0."
 
     figures = json.loads((tmp_path / "report.json").read_text())
@@ -86,8 +89,9 @@ def test_the_whole_path(tmp_path: Path) -> None:
     assert tuple(figures["scores"]) == LABELS
     report = (tmp_path / "out" / "report.md").read_text()
     assert all(f"| {label} " in report for label in LABELS)
-    (half,) = (tmp_path / "out" / "runs").rglob("final-fp16.safetensors")
-    assert half.stat().st_size < 3 * 2**20
+    for scheme, mib in (("fp16", 3), ("int8", 1.5)):
+        (smaller,) = (tmp_path / "out" / "runs").rglob(f"final-{scheme}.safetensors")
+        assert smaller.stat().st_size < mib * 2**20
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (
         again.returncode == 0

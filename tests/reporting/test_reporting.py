@@ -33,7 +33,7 @@ from tdmpc2.reporting.charts import (
     line_chart,
 )
 from tdmpc2.reporting.metrics import LoggingSettings, MetricLogger
-from tdmpc2.reporting.plots import SizedScore, _spread, learning_curves, score_bars, score_by_size, task_bars
+from tdmpc2.reporting.plots import SizedScore, score_by_size
 from tdmpc2.reporting.progress import Progress, duration
 from tdmpc2.reporting.report import Report
 from tdmpc2.reporting.sinks import ConsoleSink, TensorBoardSink, WandbSink, metric_series, read_metrics
@@ -426,27 +426,6 @@ def pixels(path: Path) -> tuple[int, int]:
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
-def test_learning_curves(tmp_path: Path) -> None:
-    path = tmp_path / "plots" / "curve.png"
-    series = {"a": [(0, 1.0), (1000, math.nan), (2000, 3.0)], "b": [(0, 2.0)], "not begun": []}
-    learning_curves(series, path, "Scores", "score", {"published": 2.9})
-    width, height = pixels(path)
-    assert width > height > 300 and names(path.parent) == ["curve.png"]
-    svg = tmp_path / "curve.svg"
-    learning_curves(series, svg, "Scores", "score")
-    assert "<svg" in svg.read_text()
-
-
-def test_bars(tmp_path: Path) -> None:
-    score_bars({"FP32": (28.1, 27.0, 29.0), "INT8": (math.nan, None, None)}, tmp_path / "s.png", "Scores")
-    task_bars(
-        {"a": {"walker-run": 100.0, "cup-spin": math.nan}, "b": {"cup-spin": 900}},
-        tmp_path / "t.png",
-        "Tasks",
-    )
-    assert pixels(tmp_path / "s.png")[0] > 0 and pixels(tmp_path / "t.png")[0] > 0
-
-
 def test_scores_by_size_are_drawn_the_same_each_time(tmp_path: Path) -> None:
     points = [
         SizedScore("small", 1.4, 30.13, (27.56, 32.66), measured=True, side="above"),
@@ -465,33 +444,16 @@ def test_scores_by_size_are_drawn_the_same_each_time(tmp_path: Path) -> None:
 
 def test_dollar_signs_are_no_formula(tmp_path: Path) -> None:
     odd = r"a $\frac$ b_c"
-    score_bars({odd: (1.0, None, None), "b": (2.0, 1.0, 3.0)}, tmp_path / "bars.svg", odd)
-    task_bars({odd: {odd: 1.0}, "b": {odd: 2.0}}, tmp_path / "tasks.svg", odd)
-    learning_curves({odd: [(0, 1.0)]}, tmp_path / "curve.svg", odd, odd, {odd: 2.0}, odd)
     score_by_size([SizedScore(odd, 1.0, 2.0)], tmp_path / "size.svg", odd)
-    for name in names(tmp_path):
-        assert f"<!-- {odd}" in (tmp_path / name).read_text()
+    assert f"<!-- {odd}" in (tmp_path / "size.svg").read_text()
 
 
 def test_plots_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.gif.*\.png, \.svg, \.pdf"):
-        score_bars({"a": (1.0, None, None)}, tmp_path / "a.gif", "")
-    for draw in (
-        lambda: learning_curves({"a": []}, tmp_path / "a.png", "", ""),
-        lambda: score_bars({}, tmp_path / "a.png", ""),
-        lambda: task_bars({"a": {}}, tmp_path / "a.png", ""),
-        lambda: score_by_size([], tmp_path / "a.png", ""),
-    ):
-        with pytest.raises(UserError, match="nothing to draw"):
-            draw()
+        score_by_size([SizedScore("a", 1.0, 2.0)], tmp_path / "a.gif", "")
+    with pytest.raises(UserError, match="nothing to draw"):
+        score_by_size([], tmp_path / "a.png", "")
     assert names(tmp_path) == []
-
-
-def test_labels_are_spread_as_little_as_needed() -> None:
-    assert _spread([], 0.1) == []
-    assert _spread([0.1, 0.5], 0.1) == [0.1, 0.5]
-    assert _spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    assert _spread([0.4, 0.41, 0.42, 0.9], 0.1) == pytest.approx([0.31, 0.41, 0.51, 0.9])
 
 
 # Reports
@@ -501,11 +463,11 @@ def test_a_report_is_written_in_order(tmp_path: Path) -> None:
     report = Report("Title")
     report.paragraph("First.")
     report.heading("Then")
-    report.plot("scores.png", "scores")
+    report.chart("scores", "<svg/>", "scores")
     assert names(tmp_path) == []
     report.write(tmp_path / "new", {"scores": 40.0})
-    assert names(tmp_path / "new") == ["report.json", "report.md"]
-    assert (tmp_path / "new" / "report.md").read_text() == "# Title\n\nFirst.\n\n## Then\n\n![scores](scores.png)\n"
+    assert names(tmp_path / "new") == ["report.json", "report.md", "scores.svg"]
+    assert (tmp_path / "new" / "report.md").read_text() == "# Title\n\nFirst.\n\n## Then\n\n![scores](scores.svg)\n"
     assert json.loads((tmp_path / "new" / "report.json").read_text()) == {"scores": 40.0}
 
 
