@@ -24,7 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("planner",),
     ("agent",),
     ("objectives",),
-    ("losses",),
+    ("losses", "extraction"),
     ("distillation", "rollout"),
     ("evaluation",),
     ("online",),

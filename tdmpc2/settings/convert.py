@@ -20,6 +20,7 @@ from tdmpc2.distillation import REWARD_PARTS, DatasetRewards, Teacher, load_teac
 from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
+from tdmpc2.extraction import ExtractionSettings
 from tdmpc2.fileio import safe_name
 from tdmpc2.keys import check_keys, keys_in
 from tdmpc2.losses import LossWeights
@@ -169,6 +170,7 @@ def train_settings(config: DictConfig, run_dir: Path, *, sweep: bool = False) ->
         dims=model_dims_of(config, tasks, config),
         data_dir=required(config, "data_dir"),
         online=online_of(config),
+        extraction=extraction_of(config),
         weights=from_keys(LossWeights, config),
         objectives=objectives_of(config),
         optimiser=from_keys(OptimiserSettings, config),
@@ -194,7 +196,7 @@ def online_of(config: DictConfig) -> OnlineSettings | None:
     """
     check_keys(from_keys(RunKeys, config))
     online = from_keys(OnlineSettings, config, save_replay=path_of(config, "save_replay"))
-    if config.mode == "offline":
+    if config.mode != "online":
         if config.save_replay is not None:
             raise UserError("save_replay keeps the episodes of an online run: add mode=online, or leave it out.")
         return None
@@ -206,6 +208,20 @@ def online_of(config: DictConfig) -> OnlineSettings | None:
             "with its checkpoint, or teacher=none."
         )
     return online
+
+
+def extraction_of(config: DictConfig) -> ExtractionSettings | None:
+    """What the policy prior is trained to do; None for another mode than extract.
+
+    Raises:
+        UserError: where there is no model to extract from.
+    """
+    extraction = from_keys(ExtractionSettings, config)
+    if config.mode != "extract":
+        return None
+    if config.checkpoint is None and config.resume in (None, False):
+        raise UserError("mode=extract needs a trained model: give checkpoint=….")
+    return extraction
 
 
 def objectives_of(config: DictConfig) -> tuple[Objective, ...]:

@@ -22,6 +22,7 @@ from omegaconf import MISSING, OmegaConf
 
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import PRECISIONS, Execution
+from tdmpc2.extraction import ExtractionSettings
 from tdmpc2.fileio import safe_name
 from tdmpc2.keys import METADATA, TDMPC2_SIZES, TDMPC_OPT, THIS_PROJECT, Key, check_keys, key, key_of, keys_in
 from tdmpc2.losses import LossWeights
@@ -246,10 +247,11 @@ class RunKeys:
 
     mode: str = key(
         "offline",
-        "what a run learns from: offline (the store in data_dir) or online (the simulator, in which it acts meanwhile)",
+        "what a run learns from: offline (the store in data_dir), online (the simulator, in which it acts meanwhile) "
+        "or extract (the model of checkpoint, which stays as it is: its policy prior learns from the store's states)",
         unit="name",
         source=f"{TDMPC_OPT}; online: TD-MPC2",
-        check=OneOf(("offline", "online")),
+        check=OneOf(("offline", "online", "extract")),
     )
     save_replay: str | None = key(
         None,
@@ -537,6 +539,7 @@ TrainConfig = derived(
     LossWeights,
     *OBJECTIVES,
     OnlineSettings,
+    ExtractionSettings,
     EndSettings,
     OptimiserSettings,
     DeviceKeys,

@@ -224,6 +224,10 @@ class Learner:
         optimiser.zero_grad(set_to_none=True)
         return norm
 
+    @property
+    def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return self.world_optimiser, self.policy_optimiser
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on: weights, optimisers, running scale, random state."""
         return {

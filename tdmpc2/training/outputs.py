@@ -35,6 +35,7 @@ CONSOLE_METRICS = (
     "value_loss",
     "distillation_loss",
     "pi_loss",
+    "imagined_return",
 )
 CONFIG_NAME = "config.json"
 OBJECTIVES_NAME = "objectives.safetensors"

@@ -11,11 +11,14 @@ from tdmpc2.data.source import BatchSource
 from tdmpc2.distillation import DatasetRewards, LabelledRewards, Lessons, Teacher
 from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
-from tdmpc2.model import model_bytes, update_bytes
+from tdmpc2.model import WorldModel, model_bytes, update_bytes
+from tdmpc2.objectives import Objective
 from tdmpc2.training.finite import FiniteWatch
 from tdmpc2.training.identity import check_identity, content_identity, resumed_start, start_identity
 from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.learner import Learner
+from tdmpc2.training.learning import Learning
+from tdmpc2.training.policy_learner import PolicyLearner
 from tdmpc2.training.ranks import Ranks
 from tdmpc2.training.resuming import found_state
 from tdmpc2.training.settings import TrainSettings
@@ -45,7 +48,7 @@ class PreparedRun:
     settings: TrainSettings
     ranks: Ranks
     lessons: Lessons | None
-    learner: Learner
+    learner: Learning
     data: RunData
     states: StateFolder
     identity: dict[str, Any]
@@ -88,8 +91,9 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
     part = ranks.part(settings.batch_size)
     _check_memory(settings, ranks)
 
+    if settings.extraction is not None and ranks.size > 1:
+        raise UserError("mode=extract runs in one process: start it without torchrun.")
     data = run_data(settings, state, ranks)
-
     content = content_identity(data.store, teacher, data.labels)
     if state is None:
         student = new_student(settings)
@@ -113,18 +117,7 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
     lessons = None
     if source is not None:
         lessons = Lessons(source, objectives, settings.seed, settings.batch_size, part)
-    discounts = torch.from_numpy(settings.task_set.discounts())
-    learner = Learner(
-        student,
-        discounts,
-        settings.weights,
-        settings.optimiser,
-        settings.seed,
-        settings.execution,
-        ranks,
-        objectives,
-        measure_scale=settings.checkpoint is not None if state is None else "scale_updates" in state.learner,
-    )
+    learner = _learner(settings, student, ranks, objectives, state)
     if state is not None:
         states.restore(learner, state)
     elif lessons is not None and lessons.fits:
@@ -144,6 +137,40 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
         identity=identity,
         state=state,
         watch=FiniteWatch(data.drawn, settings.device),
+    )
+
+
+def _learner(
+    settings: TrainSettings,
+    student: WorldModel,
+    ranks: Ranks,
+    objectives: tuple[Objective, ...],
+    state: TrainingState | None,
+) -> Learning:
+    """As new; what `state` holds is still to be put into it."""
+    discounts = torch.from_numpy(settings.task_set.discounts())
+    if settings.extraction is not None:
+        return PolicyLearner(
+            student,
+            discounts,
+            settings.extraction,
+            settings.optimiser,
+            settings.weights.entropy_coef,
+            settings.updates,
+            settings.seed,
+            settings.execution,
+            objectives,
+        )
+    return Learner(
+        student,
+        discounts,
+        settings.weights,
+        settings.optimiser,
+        settings.seed,
+        settings.execution,
+        ranks,
+        objectives,
+        measure_scale=settings.checkpoint is not None if state is None else "scale_updates" in state.learner,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
+from tdmpc2.extraction import ExtractionSettings
 from tdmpc2.keys import TDMPC_OPT, THIS_PROJECT, check_keys, key, key_of, keys_in
 from tdmpc2.losses import LossWeights
 from tdmpc2.model import ModelDims
@@ -70,6 +71,7 @@ class TrainSettings:
     """One run.
 
     `online` is how the run acts, for one that learns from the simulator; None learns from the store in `data_dir`.
+    `extraction` is what the policy prior alone is trained to do, in a model that stays as it is; None trains all of it.
     `config` is kept with the run and every checkpoint. `objectives` are those of distillation, for a run with a
     teacher. `teacher_name` is for the record. `labels` is the folder of a teacher's predictions, for a run without the
     teacher itself. `log_name` is the file in the run's folder for what libraries log; None keeps none.
@@ -99,6 +101,7 @@ class TrainSettings:
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     objectives: tuple[Objective, ...] = ()
     online: OnlineSettings | None = None
+    extraction: ExtractionSettings | None = None
     execution: Execution = field(default_factory=Execution)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     teacher_name: str = "none"
@@ -153,6 +156,8 @@ class TrainSettings:
             check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
         if self.online is not None:
             self.online.check_steps(self.steps, self.task_set)
+        if self.extraction is not None:
+            self.extraction.check_objectives(len(self.objectives))
         if self.updates < 1:
             raise UserError(f"steps={self.steps:,} decisions at utd={self.utd:g} are no update; raise one of them.")
 
@@ -196,7 +201,14 @@ class TrainSettings:
             "d_coef": 0.0,  # states have always said so of a run without this objective
             **{held.name: getattr(o, declared.name) for o in self.objectives for declared, held in keys_in(o)},
             **self._acting(),
+            **self._extracting(),
         }
+
+    def _extracting(self) -> dict[str, Any]:
+        """What a policy's extraction depends on beside that: the learning rate falls over all of its updates."""
+        if self.extraction is None:
+            return {}
+        return {"mode": "extract", "updates": self.updates, **asdict(self.extraction)}
 
     def _acting(self) -> dict[str, Any]:
         """The settings that an online run's decisions depend on; nothing for an offline one."""

@@ -23,7 +23,7 @@ from tdmpc2.checkpointing.torchfile import read_torch_file
 from tdmpc2.errors import CheckpointError, first_line, printable
 from tdmpc2.fileio import atomic_file
 from tdmpc2.training.identity import check_identity
-from tdmpc2.training.learner import Learner
+from tdmpc2.training.learning import Learning
 
 _VERSION = 1
 
@@ -112,7 +112,7 @@ class StateFolder:
             "the folder's last checkpoint if you like."
         )
 
-    def restore(self, learner: Learner, state: TrainingState) -> None:
+    def restore(self, learner: Learning, state: TrainingState) -> None:
         """Puts a loaded state into a learner of the same model; a `CheckpointError` if it does not fit."""
         odd = _misfit(state.learner, learner.state_dict(), "")
         if odd is None:
@@ -179,9 +179,9 @@ def _misfit(saved: object, now: object, name: str) -> str | None:
     return None
 
 
-def _misfit_moments(learner: Learner) -> str | None:
+def _misfit_moments(learner: Learning) -> str | None:
     """Adam takes over moments of any shape: here each must be its parameter's."""
-    for optimiser in (learner.world_optimiser, learner.policy_optimiser):
+    for optimiser in learner.optimisers:
         for parameter, entry in optimiser.state.items():
             for name, value in entry.items():
                 if not isinstance(value, Tensor) or (name != "step" and value.shape != parameter.shape):

@@ -1,0 +1,151 @@
+"""One update of a policy prior in a frozen world model (`mode=extract`)."""
+
+from __future__ import annotations
+
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tdmpc2.data.batch import Batch
+from tdmpc2.errors import UserError
+from tdmpc2.execution import Execution
+from tdmpc2.extraction import ExtractionSettings, imagined
+from tdmpc2.losses import RunningScale
+from tdmpc2.model import WorldModel
+from tdmpc2.objectives import Objective, PolicyRollout, task_of
+from tdmpc2.training.execution import UPDATES
+from tdmpc2.training.learner import OptimiserSettings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class PolicyLearner:
+    """Owns what an update changes: the policy head, its optimiser, the running scale and the noise generator.
+
+    Args:
+        model: a trained one; all but its policy head is frozen here.
+        discounts: gamma of each task, float [tasks].
+        settings: what the policy is trained to do.
+        optimiser: lr, grad_clip_norm, tau and pi_scale.
+        entropy_coef: weight of the scaled entropy beside the imagined return.
+        updates: of the run, over which the learning rate falls.
+        seed: of the noise.
+        execution: how the update runs.
+        objectives: of distillation, bound; those of the policy alone.
+
+    Raises:
+        UserError: for CUDA graphs, or an objective that trains the world model.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        discounts: Tensor,
+        settings: ExtractionSettings,
+        optimiser: OptimiserSettings,
+        entropy_coef: float,
+        updates: int,
+        seed: int,
+        execution: Execution | None = None,
+        objectives: tuple[Objective, ...] = (),
+    ) -> None:
+        device = next(model.parameters()).device
+        for objective in objectives:
+            if not objective.of_policy:
+                raise UserError(f"{objective.name} trains the world model, which mode=extract leaves as it is.")
+        self.model = model.eval()
+        self.own = nn.ModuleDict()
+        self.execution = (execution or Execution()).supported_on(device, UPDATES)
+        if self.execution.cudagraphs:
+            raise UserError("cudagraphs=true is not for mode=extract: leave it out.")
+        self._settings, self._optimiser_settings = settings, optimiser
+        self._entropy_coef, self._updates = entropy_coef, updates
+        self._objectives = objectives
+        self._discounts = discounts.to(device)
+        model.requires_grad_(False)
+        self._params = list(model.policy_head.requires_grad_(True).parameters())
+        self.optimiser = torch.optim.Adam(self._params, lr=optimiser.lr, eps=1e-5, fused=True)
+        by_task = len(discounts) if optimiser.pi_scale == "task" else None
+        self.scale = RunningScale(optimiser.tau, device, measured=True, tasks=by_task)
+        self.noise = torch.Generator(device=device).manual_seed(seed)
+        self._done = 0
+        self._imagined = torch.compile(imagined, dynamic=False) if self.execution.compile else imagined
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Takes one step from the states of a batch, every observation of its slices, and returns its scalars."""
+        model, settings = self.model, self._settings
+        steps, size = batch.obs.shape[:2]
+        states = steps * size
+        task = batch.task.repeat(steps)
+        ids = task if model.dims.num_tasks else None
+        noise = torch.randn(
+            settings.imagine_horizon + 1,
+            states,
+            model.dims.action_dim,
+            generator=self.noise,
+            device=self._discounts.device,
+        )
+        with self.execution.arithmetic(self._discounts.device):
+            with torch.no_grad():
+                latents = model.encode(batch.obs, task_of(model, batch))
+            z = latents.flatten(0, 1)
+            found = self._imagined(model, z, ids, self._discounts[task].unsqueeze(-1), noise, settings)
+        self.scale.update(found.value.detach(), task)
+        own = -((found.value.squeeze(-1) / self.scale.of(task)).mean() + self._entropy_coef * found.scaled_entropy)
+        loss = settings.e_imagine * own
+        metrics = {
+            "imagined_return": found.value.detach().mean(),
+            "pi_entropy": found.entropy,
+            "q_spread": found.spread,
+        }
+        mean, log_std = (values.unflatten(0, (steps, size)) for values in (found.first.mean, found.first.log_std))
+        rollout = PolicyRollout(latents, mean, log_std, torch.ones(steps, device=mean.device))
+        for objective in self._objectives:
+            if objective.has_target(batch):
+                term = objective.policy_loss(model, batch, rollout)
+                metrics[f"{objective.name}_loss"] = term.detach()
+                loss = loss + objective.coef * term
+        norm = self._step(loss)
+        return {"pi_loss": loss.detach(), **metrics, "pi_grad_norm": norm, "pi_scale": self.scale.value.mean()}
+
+    def _step(self, loss: Tensor) -> Tensor:
+        """One clipped step; returns the gradient norm before clipping."""
+        s = self._optimiser_settings
+        left = 1 - self._done / self._updates
+        for group in self.optimiser.param_groups:
+            group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
+        for param, gradient in zip(self._params, torch.autograd.grad(loss, self._params), strict=True):
+            param.grad = gradient
+        norm = nn.utils.clip_grad_norm_(self._params, s.grad_clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._done += 1
+        return norm
+
+    @property
+    def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return (self.optimiser,)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        assert self.scale.updates is not None
+        return {
+            "model": self.model.state_dict(),
+            "policy_optimiser": self.optimiser.state_dict(),
+            "scale": self.scale.value.clone(),
+            "scale_updates": self.scale.updates.clone(),
+            "noise": self.noise.get_state(),
+            "done": self._done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from `state_dict()` of a learner of the same model."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["policy_optimiser"])
+        self.scale.value.copy_(state["scale"])
+        assert self.scale.updates is not None
+        self.scale.updates.copy_(state["scale_updates"])
+        self.noise.set_state(state["noise"].cpu())
+        self._done = int(state["done"])
