@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -223,6 +223,11 @@ class UnitInt8:
 
     def rounded(self, tensor: Tensor) -> Tensor:
         return tensor.detach().float().round().clamp_(-128, 127)
+
+
+def is_grid(codec: Codec) -> TypeGuard[Grid]:
+    """Whether a codec stores whole numbers with scales."""
+    return isinstance(codec, ChannelInt8 | GroupInt4)
 
 
 def _one(shape: Shape, dtype: torch.dtype) -> Stored:

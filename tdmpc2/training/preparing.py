@@ -12,6 +12,7 @@ from tdmpc2.distillation import DatasetRewards, LabelledRewards, Lessons, Teache
 from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
 from tdmpc2.model import model_bytes, update_bytes
+from tdmpc2.quantisation import scheme_named
 from tdmpc2.training.finite import FiniteWatch
 from tdmpc2.training.identity import check_identity, content_identity, resumed_start, start_identity
 from tdmpc2.training.interrupt import Interrupt
@@ -124,6 +125,7 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
         ranks,
         objectives,
         measure_scale=settings.checkpoint is not None if state is None else "scale_updates" in state.learner,
+        scheme=None if settings.quantise_aware is None else scheme_named(settings.quantise_aware),
     )
     if state is not None:
         states.restore(learner, state)
