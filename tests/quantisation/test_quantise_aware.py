@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from model_fixtures import gammas, golden, golden_batch, golden_update_noise, small_model, with_rewards
+from model_fixtures import (
+    checkpoint_error,
+    gammas,
+    golden,
+    golden_batch,
+    golden_update_noise,
+    randomise,
+    small_model,
+    with_rewards,
+)
 from run_fixtures import tiny_run, tiny_settings
 from torch import Tensor
 
-from tdmpc2.checkpointing import read_checkpoint
+from tdmpc2.checkpointing import CheckpointMetadata, read_checkpoint, save_checkpoint
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.losses import LossWeights
@@ -18,6 +28,7 @@ from tdmpc2.model import WorldModel
 from tdmpc2.objectives import RewardDistillation
 from tdmpc2.quantisation import SCHEMES, quantise
 from tdmpc2.training import Learner, OptimiserSettings
+from tdmpc2.training.student import new_student
 
 WHOLE = [name for name, scheme in SCHEMES.items() if not scheme.is_float]
 
@@ -103,6 +114,23 @@ def test_a_run_keeps_float_weights_and_resumes_exactly(tmp_path: Path) -> None:
     for changed in (("quantise_aware=int8",), ()):
         with pytest.raises(UserError, match="cannot resume with other settings: quantise_aware was 'int4' and is"):
             tiny_run(tmp_path / "parts", "steps=9", "resume=true", *changed, *keys[1:])
+
+
+def test_a_run_starts_from_a_student_of_its_own_scheme_alone(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path / "run", "quantise_aware=int8")
+    model = WorldModel(settings.dims, settings.task_set.action_masks())
+    randomise(model, 0)
+    tensors, tasks, path = (
+        quantise(model.state_dict(), "int8").tensors,
+        settings.task_set,
+        tmp_path / "int8.safetensors",
+    )
+    save_checkpoint(path, tensors, CheckpointMetadata(tasks.name, tasks.tasks, settings.dims, 1, 0, scheme="int8"))
+    found = new_student(replace(settings, checkpoint=path)).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in stored(model, "int8").items())
+    for other in ("int4", None):
+        with checkpoint_error(path, "is quantised (stored as int8, ", "training needs float weights"):
+            new_student(replace(settings, checkpoint=path, quantise_aware=other))
 
 
 def test_a_run_without_it_is_what_it_was(tmp_path: Path) -> None:
