@@ -11,7 +11,7 @@ Axes: H horizon, B slices, K kinds of actions, O observation, A action, Z latent
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,9 +132,8 @@ def _moments(model: WorldModel, seen: WorldModel, part: Part, index: int, blocks
     layer = _layers(model, part)[index]
     heads, width = layer.weight.shape[0] if layer.weight.dim() == 3 else 1, layer.weight.shape[-1]
     moments = Moments.of(width, heads, layer.weight.device)
-    given = _given(part)
     for asked in blocks:
-        exact, rounded = (getattr(m, part).given(index, *given(m, asked)) for m in (model, seen))
+        exact, rounded = (getattr(m, part).given(index, *_given(part, m, asked)) for m in (model, seen))
         exact, rounded = (x.reshape(heads, -1, width) for x in (exact, rounded))
         moments.add(exact, rounded, None if layer.activation == "none" else _relative_weight(layer, exact))
     return moments
@@ -147,17 +146,12 @@ def _relative_weight(layer: Layer, x: Tensor) -> Tensor:
     return 1 / (y.var(dim=-1, correction=0) + 1e-5)  # as LayerNorm
 
 
-def _given(part: Part) -> Callable[[WorldModel, Asked], list[Tensor]]:
+def _given(part: Part, model: WorldModel, asked: Asked) -> list[Tensor]:
     """The pieces of a part's input when a model is asked, each [..., width]."""
-
-    def of_encoder(model: WorldModel, asked: Asked) -> list[Tensor]:
+    if part == "encoder":
         return model.pieces(asked.obs, asked.task)
-
-    def of_latents(model: WorldModel, asked: Asked) -> list[Tensor]:
-        z, task = _latents(model, asked)
-        return model.pieces(z, task, None if part == "policy_head" else asked.action)
-
-    return of_encoder if part == "encoder" else of_latents
+    z, task = _latents(model, asked)
+    return model.pieces(z, task, None if part == "policy_head" else asked.action)
 
 
 def _latents(model: WorldModel, asked: Asked) -> tuple[Tensor, Tensor | None]:
