@@ -2,12 +2,14 @@
 
 python benchmarks/quantize.py ../shared/checkpoints/mt30_1M_steps_045dist_fp16.pt --observations mt30_chunk_60eps.pt
 python benchmarks/quantize.py student.safetensors --scheme fp16 int8 int8-dynamic --json quantize.json
+python benchmarks/quantize.py student.safetensors --scheme int4 --calibrate data/mt30 --observations …
 
 Errors are against the student's float32 weights in float32 arithmetic, on observations and actions of a file in the
 published dataset format: latent z, predicted reward, Q averaged over its heads, the policy's mean action, and a
 planned action with the same noise. Values are spread over rows: mean and largest absolute difference. Memory counts
 what the loaded acting model holds. A decision is one environment's, with the papers' planner: the median of --repeats
-rounds, each of which times every scheme once. Every scheme goes through a file, as a user's would.
+rounds, each of which times every scheme once. Every scheme goes through a file, as a user's would. With --calibrate,
+schemes of whole numbers are measured twice: rounded to nearest, and for the states of a store.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.agent import Agent, load_agent, resolve_device
+from tdmpc2.calibration import calibrate
 from tdmpc2.checkpointing import (
     build_model,
     checkpoint_metadata,
@@ -167,6 +170,8 @@ def main() -> None:
     parser.add_argument("--task", help="its task set; default the one it names, mt30 for a released file")
     parser.add_argument("--observations", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--scheme", nargs="+", default=list(SCHEMES))
+    parser.add_argument("--calibrate", type=Path, metavar="STORE", help="a store of episodes of the student's tasks")
+    parser.add_argument("--calibrate-states", type=int, default=2048)
     parser.add_argument("--plans", type=int, default=30, help="how many rows are planned for, for the plan's error")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of timed decisions; 0 times nothing")
     parser.add_argument("--device", default="auto")
@@ -186,9 +191,18 @@ def main() -> None:
     expected = outputs(model, tasks, rows, arguments.plans)
     measured, agents = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, scheme in (("float32", FLOAT32), *((scheme.name, scheme) for scheme in schemes)):
-            quantised = quantise_by(model.state_dict(), scheme)
-            metadata = replace(checkpoint_metadata(checkpoint, tasks), scheme=name, scheme_version=scheme.version)
+        made = [("float32", FLOAT32, False), *((scheme.name, scheme, False) for scheme in schemes)]
+        if arguments.calibrate is not None:
+            made += [(f"{scheme.name}-calibrated", scheme, True) for scheme in schemes if scheme.has_grid]
+        for name, scheme, with_data in made:
+            quantised = (
+                calibrate(model, tasks, scheme, arguments.calibrate, arguments.calibrate_states, seed=1)
+                if with_data
+                else quantise_by(model.state_dict(), scheme)
+            )
+            metadata = replace(
+                checkpoint_metadata(checkpoint, tasks), scheme=scheme.name, scheme_version=scheme.version
+            )
             whole, deployed = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}-deploy.safetensors"
             file_bytes = save_checkpoint(whole, quantised.tensors, metadata)
             deployed_bytes = save_checkpoint(deployed, without_target(quantised.tensors), metadata)

@@ -20,6 +20,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("quantisation",),
     ("checkpointing",),
     ("data",),
+    ("calibration",),
     ("reporting",),
     ("planner",),
     ("agent",),

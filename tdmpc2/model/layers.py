@@ -294,6 +294,15 @@ class Mlp(nn.Module):
             x = layer(x, heads=heads, frozen=frozen)
         return x
 
+    def given(self, index: int, *pieces: Tensor) -> Tensor:
+        """What layer `index` is given, in one piece, of `forward`'s input: [..., in], in a stack [E, ..., in]."""
+        lead = () if self.heads is None else (self.heads,)
+        rows = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+        x = torch.cat([piece.expand(*lead, *rows, piece.shape[-1]) for piece in pieces], dim=-1)
+        for layer in list(self.layers)[:index]:
+            x = layer(x)
+        return x
+
     def use_int8_products(self) -> None:
         """Replaces every layer by an `Int8Layer` of its shape, on its device; their weights are left unset."""
         for i, layer in enumerate(self.layers):

@@ -158,7 +158,7 @@ class WorldModel(nn.Module):
     def _mask(self, task: Tensor | None) -> Tensor | None:
         return None if self.action_masks is None or task is None else self.action_masks[task]
 
-    def _pieces(
+    def pieces(
         self, x: Tensor, task: Tensor | None, action: Tensor | None = None, *, frozen: bool = False
     ) -> list[Tensor]:
         """What a part's first layer sees, in the order of the released weights: x, embedding, action."""
@@ -174,15 +174,15 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: Tensor, task: Tensor | None) -> Tensor:
         """Latents [..., Z] of observations [..., O]."""
-        return self.part("encoder")(*self._pieces(obs, task))
+        return self.part("encoder")(*self.pieces(obs, task))
 
     def next(self, z: Tensor, action: Tensor, task: Tensor | None) -> Tensor:
         """Next latents [..., Z] after actions [..., A] in latents [..., Z]."""
-        return self.part("dynamics")(*self._pieces(z, task, action))
+        return self.part("dynamics")(*self.pieces(z, task, action))
 
     def reward(self, z: Tensor, action: Tensor, task: Tensor | None) -> Tensor:
         """Reward logits [..., bins] of actions [..., A] in latents [..., Z]."""
-        return self.part("reward_head")(*self._pieces(z, task, action))
+        return self.part("reward_head")(*self.pieces(z, task, action))
 
     def q_values(
         self,
@@ -210,7 +210,7 @@ class WorldModel(nn.Module):
             UserError: if target Q is asked of a model that was loaded without its weights.
         """
         part = self.part("target_q_heads" if target else "q_heads")
-        return part(*self._pieces(z, task, action, frozen=frozen), heads=heads, dropout=dropout, frozen=frozen)
+        return part(*self.pieces(z, task, action, frozen=frozen), heads=heads, dropout=dropout, frozen=frozen)
 
     def policy(
         self, z: Tensor, task: Tensor | None, noise: Tensor | None = None
@@ -242,7 +242,7 @@ class WorldModel(nn.Module):
     def _policy_gaussian(
         self, z: Tensor, task: Tensor | None, noise: Tensor | None, *, frozen: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        mean, raw = self.part("policy_head")(*self._pieces(z, task, frozen=frozen)).chunk(2, dim=-1)
+        mean, raw = self.part("policy_head")(*self.pieces(z, task, frozen=frozen)).chunk(2, dim=-1)
         low, high = self.dims.log_std_min, self.dims.log_std_max
         log_std = low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
         mask = self._mask(task)

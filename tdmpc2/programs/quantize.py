@@ -1,9 +1,11 @@
 """Quantises a trained student, stores it, and evaluates it before and after.
 
 python scripts/quantize.py checkpoint=logs/mt30/default/seed1/checkpoints/final.safetensors scheme=int8
+python scripts/quantize.py checkpoint=student.safetensors scheme=int4 calibrate=data/mt30
 
 Schemes: fp16, bf16, int8, int8-dynamic, mixed, int4, and the published paper-int8 and paper-mixed (see
-docs/quantization.md). What is written is loaded like any other checkpoint.
+docs/quantization.md). With calibrate, their integers are chosen by what the layers are given on a store's states. What
+is written is loaded like any other checkpoint.
 """
 
 from __future__ import annotations
@@ -16,18 +18,27 @@ import torch
 from omegaconf import DictConfig
 
 from tdmpc2.agent import load_agent, resolve_device
-from tdmpc2.checkpointing import checkpoint_metadata, load_model, read_checkpoint, require_float, save_checkpoint
+from tdmpc2.calibration import calibrate
+from tdmpc2.checkpointing import (
+    checkpoint_metadata,
+    load_model,
+    read_checkpoint,
+    require_float,
+    require_whole,
+    save_checkpoint,
+)
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.comparison import compare, comparison_text
 from tdmpc2.evaluation.results import check_replaceable, score_text
 from tdmpc2.evaluation.runner import evaluate_to_files
 from tdmpc2.fileio import check_writable
-from tdmpc2.model import model_checksum
-from tdmpc2.quantisation import Quantised, Scheme, prior_alone, quantise, scheme_named, without_target
+from tdmpc2.model import WorldModel, model_checksum
+from tdmpc2.quantisation import Quantised, Scheme, prior_alone, quantise_by, scheme_named, without_target
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.settings.convert import (
     chosen_task_set,
     evaluation_settings,
+    from_keys,
     path_of,
     plain,
     planning_of,
@@ -35,6 +46,8 @@ from tdmpc2.settings.convert import (
     result_name,
 )
 from tdmpc2.settings.entry import hydra_entry, set_matmul_precision
+from tdmpc2.settings.schema import QuantizeKeys
+from tdmpc2.tasks import TaskSet
 
 
 def after_precision(wanted: str, device: torch.device) -> str:
@@ -72,29 +85,44 @@ def check_same_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         raise UserError(f"{path} was made from another student; name another folder with output=…, or remove the file.")
 
 
+def quantised_by(
+    keys: QuantizeKeys, scheme: Scheme, model: WorldModel, tasks: TaskSet, data_dir: Path | None, seed: int
+) -> Quantised:
+    """The student rounded to nearest, or for the states of the store in `data_dir`."""
+    if data_dir is None:
+        return quantise_by(model.state_dict(), scheme)
+    print(f"calibrating on {keys.calibrate_states:,} states of {data_dir}")
+    return calibrate(model, tasks, scheme, data_dir, keys.calibrate_states, seed)
+
+
 @hydra_entry("quantize")
 def main(config: DictConfig) -> None:
     set_matmul_precision(config.matmul_precision)
-    scheme = scheme_named(config.scheme)
+    keys = from_keys(QuantizeKeys, config)
+    scheme = scheme_named(keys.scheme)
+    data_dir = path_of(config, "calibrate")
+    kind = scheme.name if data_dir is None else f"{scheme.name}-calibrated"
     source = required(config, "checkpoint")
     device = resolve_device(config.device)
     model, tasks, checkpoint = load_model(source, chosen_task_set(config))
     require_float(checkpoint, "quantisation")
+    if data_dir is not None:
+        require_whole(checkpoint, "calibration")
     if checkpoint.stored_as == "float16" and scheme.name == "fp16":
         print(f"{source} is stored as float16 already: before and after hold the same weights.")
 
-    quantised = quantise(model.state_dict(), scheme.name)
+    quantised = quantised_by(keys, scheme, model, tasks, data_dir, config.seed)
     print(report_table(quantised))
-    output = path_of(config, "output") or Path("results") / f"{result_name(source)}-{scheme.name}"
+    output = path_of(config, "output") or Path("results") / f"{result_name(source)}-{kind}"
     metadata = replace(
         checkpoint_metadata(checkpoint, tasks),
         scheme=scheme.name,
         scheme_version=scheme.version,
         normalised_score=None,
     )
-    full = output / f"{source.stem}-{scheme.name}.safetensors"
-    deployed = output / f"{source.stem}-{scheme.name}-deploy.safetensors"
-    prior = output / f"{source.stem}-{scheme.name}-prior.safetensors"
+    full = output / f"{source.stem}-{kind}.safetensors"
+    deployed = output / f"{source.stem}-{kind}-deploy.safetensors"
+    prior = output / f"{source.stem}-{kind}-prior.safetensors"
     deploy_tensors, prior_tensors = without_target(quantised.tensors), prior_alone(quantised.tensors)
     settings = evaluation_settings(config, output / "videos" if config.save_video else None)
     precision = after_precision(config.precision, device)

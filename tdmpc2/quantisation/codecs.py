@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from tdmpc2.errors import UserError
 SCALE = "_scale"
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
-_INT8_STEPS = 127
-_INT4_STEPS = 7
 _TINIEST_FLOAT = torch.finfo(torch.float32).tiny
 _TINIEST_HALF = 2.0**-24
 
@@ -55,6 +53,26 @@ class Codec(Protocol):
     def layout(self, shape: Shape) -> dict[str, Stored]:
         """What `encode` makes of a tensor of this shape, by suffix."""
 
+    def rounded(self, tensor: Tensor) -> Tensor:
+        """Float32: what `decode` makes of `encode`, bit for bit, without checks: nothing here waits for the device."""
+
+
+class Grid(Codec, Protocol):
+    """A codec of whole numbers times scales: which of either is stored is the encoder's choice."""
+
+    @property
+    def most(self) -> int:
+        """Numbers run from minus this to this."""
+
+    def share(self, width: int) -> int:
+        """Of an output channel's `width` inputs, how many neighbours share a scale; the last ones may be fewer."""
+
+    def storable(self, scale: Tensor) -> Tensor:
+        """Float32 scales as near as the stored type has them, above 0; they come back as float32."""
+
+    def pack(self, numbers: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """Stored tensors by suffix, of whole numbers [..., out, in] and storable scales [..., out, groups]."""
+
 
 @dataclass(frozen=True)
 class Cast:
@@ -82,6 +100,9 @@ class Cast:
         # The file itself says which float type a tensor has.
         return {"": Stored(shape, FLOAT_DTYPES)}
 
+    def rounded(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().float().to(self.dtype, copy=True).float()
+
 
 @dataclass(frozen=True)
 class ChannelInt8:
@@ -93,12 +114,29 @@ class ChannelInt8:
 
     kind = "int8"
     is_float = False
+    most = 127
 
     def encode(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         source = tensor.detach().float()
         _top(name, source)
-        scale = (source.abs().amax(dim=-1) / _INT8_STEPS).clamp(min=_TINIEST_FLOAT)
-        return {"": (source / scale.unsqueeze(-1)).round_().to(torch.int8), SCALE: scale}
+        return self.pack(*self._nearest(source))
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        numbers, scale = self._nearest(tensor.detach().float())
+        return numbers.mul_(scale)
+
+    def _nearest(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.storable(source.abs().amax(dim=-1, keepdim=True) / self.most)
+        return (source / scale).round_(), scale
+
+    def share(self, width: int) -> int:
+        return width
+
+    def storable(self, scale: Tensor) -> Tensor:
+        return scale.clamp(min=_TINIEST_FLOAT)
+
+    def pack(self, numbers: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"": numbers.to(torch.int8), SCALE: scale.squeeze(-1)}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
         return stored[""].to(torch.float32) * stored[SCALE].unsqueeze(-1)
@@ -119,25 +157,43 @@ class GroupInt4:
     group: int = 32
     kind = "int4"
     is_float = False
+    most = 7
 
     def encode(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         source = tensor.detach().float()
         limit = torch.finfo(torch.float16).max
         if (top := _top(name, source)) > limit:
             raise UserError(f"'{name}' holds {top:.6g}, beyond {limit:.0f}, which int4's half scales can hold.")
+        return self.pack(*self._nearest(source))
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        numbers, scale = self._nearest(tensor.detach().float())
+        return numbers.mul_(self._spread(scale, numbers.shape[-1]))
+
+    def _nearest(self, source: Tensor) -> tuple[Tensor, Tensor]:
         width = source.shape[-1]
-        padded = F.pad(source, (0, -width % self.group))
-        groups = padded.unflatten(-1, (-1, self.group))
-        scale = _half_not_below((groups.abs().amax(dim=-1) / _INT4_STEPS).clamp(min=_TINIEST_HALF))
-        numbers = (groups / scale.float().unsqueeze(-1)).round_().clamp_(-_INT4_STEPS, _INT4_STEPS)
-        codes = F.pad(numbers.flatten(-2)[..., :width] + 8, (0, width % 2), value=8).to(torch.uint8)
-        return {"": codes[..., 0::2] | (codes[..., 1::2] << 4), SCALE: scale}
+        groups = F.pad(source, (0, -width % self.group)).unflatten(-1, (-1, self.group))
+        scale = _half_not_below((groups.abs().amax(dim=-1) / self.most).clamp(min=_TINIEST_HALF)).float()
+        numbers = (groups / scale.unsqueeze(-1)).round_().clamp_(-self.most, self.most)
+        return numbers.flatten(-2)[..., :width], scale
+
+    def _spread(self, scale: Tensor, width: int) -> Tensor:
+        return scale.repeat_interleave(self.group, dim=-1)[..., :width]
+
+    def share(self, width: int) -> int:
+        return self.group
+
+    def storable(self, scale: Tensor) -> Tensor:
+        return scale.clamp(_TINIEST_HALF, torch.finfo(torch.float16).max).half().float()
+
+    def pack(self, numbers: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        codes = F.pad(numbers + 8, (0, numbers.shape[-1] % 2), value=8).to(torch.uint8)
+        return {"": codes[..., 0::2] | (codes[..., 1::2] << 4), SCALE: scale.half()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
         packed = stored[""]
         codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., : shape[-1]]
-        scale = stored[SCALE].float().repeat_interleave(self.group, dim=-1)[..., : shape[-1]]
-        return (codes.to(torch.float32) - 8) * scale
+        return (codes.to(torch.float32) - 8) * self._spread(stored[SCALE].float(), shape[-1])
 
     def layout(self, shape: Shape) -> dict[str, Stored]:
         *lead, width = shape
@@ -157,13 +213,21 @@ class UnitInt8:
     def encode(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         source = tensor.detach().float()
         _top(name, source)
-        return {"": source.round().clamp_(-128, 127).to(torch.int8)}
+        return {"": self.rounded(source).to(torch.int8)}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Shape) -> Tensor:
         return stored[""].to(torch.float32)
 
     def layout(self, shape: Shape) -> dict[str, Stored]:
         return {"": _one(shape, torch.int8)}
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().float().round().clamp_(-128, 127)
+
+
+def is_grid(codec: Codec) -> TypeGuard[Grid]:
+    """Whether a codec stores whole numbers with scales."""
+    return isinstance(codec, ChannelInt8 | GroupInt4)
 
 
 def _one(shape: Shape, dtype: torch.dtype) -> Stored:

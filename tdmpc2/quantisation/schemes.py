@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tdmpc2.errors import UserError
-from tdmpc2.quantisation.codecs import Cast, ChannelInt8, Codec, GroupInt4, Shape, Stored, UnitInt8
+from tdmpc2.errors import UserError, printable
+from tdmpc2.quantisation.codecs import Cast, ChannelInt8, Codec, GroupInt4, Shape, Stored, UnitInt8, is_grid
 
 _VECTORS = ("bias", "norm_weight", "norm_bias")
 _VALUE_PARTS = ("q_heads", "target_q_heads")
@@ -72,6 +72,16 @@ class Scheme:
     def is_float(self) -> bool:
         """Whether all weights are stored as floats, fit to be trained or quantised further."""
         return self.matrices.is_float and self.value_matrices.is_float
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether some weights are whole numbers with scales, which an encoder may choose (`calibrated`)."""
+        return any(is_grid(codec) for codec in (self.matrices, self.value_matrices))
+
+    @torch.no_grad()
+    def rounded(self, name: str, tensor: Tensor) -> Tensor:
+        """Float32: a tensor of the model as it is read back once it was stored (`Codec.rounded`)."""
+        return self.codec(name).rounded(tensor)
 
 
 def _scheme(
@@ -144,10 +154,10 @@ class Quantised:
         return max((line.largest_error / line.largest for line in self.report if line.largest), default=0.0)
 
 
-def scheme_named(name: str) -> Scheme:
-    """A scheme by name; a UserError lists the known ones."""
+def scheme_named(name: str, key: str = "scheme") -> Scheme:
+    """A scheme by name; a UserError lists the known ones, and names the key that it was given by."""
     if name not in SCHEMES:
-        raise UserError(f"scheme={name} is unknown; choose one of {', '.join(SCHEMES)}.")
+        raise UserError(f"{key}={printable(name)} is unknown; choose one of {', '.join(SCHEMES)}.")
     return SCHEMES[name]
 
 
@@ -170,13 +180,15 @@ def quantise(tensors: Mapping[str, Tensor], scheme: str) -> Quantised:
     return quantise_by(tensors, scheme_named(scheme))
 
 
-def quantise_by(tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantised:
-    """As `quantise`, by the scheme itself."""
+def quantise_by(
+    tensors: Mapping[str, Tensor], scheme: Scheme, chosen: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> Quantised:
+    """As `quantise`, by the scheme itself; `chosen` are stored tensors by suffix of those rounded otherwise."""
     stored: dict[str, Tensor] = {}
     report = []
     for name, tensor in tensors.items():
         codec = scheme.codec(name)
-        encoded = codec.encode(name, tensor)
+        encoded = (chosen or {}).get(name) or codec.encode(name, tensor)
         report.append(_line(name, codec, tensor.detach().float(), encoded))
         stored |= {name + suffix: part for suffix, part in encoded.items()}
     return Quantised(scheme, stored, tuple(report))

@@ -407,6 +407,22 @@ class QuantizeKeys:
     scheme: str = key(
         "fp16", "name of the way of storing numbers (docs/quantization.md)", unit="name", source=f"{TDMPC_OPT}, table 4"
     )
+    calibrate: str | None = key(
+        None,
+        "folder of a store of episodes of the student's tasks: integers and scales are chosen by what layers are given "
+        "on its states; null: to nearest",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
+    calibrate_states: int = key(
+        2048,
+        "states of that store to look at, and what follows them under three kinds of actions",
+        unit="states",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_SLICES),
+    )
     evaluate: bool = key(
         True, "whether the student is evaluated before and after", unit="true or false", source=THIS_PROJECT
     )
@@ -418,6 +434,9 @@ class QuantizeKeys:
         "float32, bfloat16, or on CUDA float16",
         check=OneOf(("auto", *PRECISIONS)),
     )
+
+    def __post_init__(self) -> None:
+        check_keys(self, but=("precision",))  # which of them a device has, planning tells
 
 
 @dataclass(frozen=True)

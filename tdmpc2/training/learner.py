@@ -25,9 +25,11 @@ from tdmpc2.losses import (
 )
 from tdmpc2.model import WorldModel
 from tdmpc2.objectives import Objective, task_of
+from tdmpc2.quantisation import Scheme
 from tdmpc2.ranges import MOST_FLOAT, OneOf, Share, Within
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.ranks import Ranks
+from tdmpc2.training.rounding import Rounding
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,6 +88,8 @@ class Learner:
         ranks: the processes that take parts of every batch; default this one alone.
         objectives: of distillation, bound to this student and its teacher; none trains from the data alone.
         measure_scale: measure the running scale on the first batches, for a model that is trained already.
+        scheme: train for a quantisation scheme: the model holds what the scheme would store, and float weights of
+            which it does so are trained (`master`). None trains the model's own.
 
     Raises:
         UserError: for CUDA graphs without a CUDA device, or with several processes.
@@ -103,9 +107,13 @@ class Learner:
         objectives: tuple[Objective, ...] = (),
         *,
         measure_scale: bool = False,
+        scheme: Scheme | None = None,
     ) -> None:
         device = next(model.parameters()).device
         self.model = model.eval()
+        self._rounding = None if scheme is None else Rounding(model, scheme)
+        self.master = model if self._rounding is None else self._rounding.master
+        """Whose weights the optimisers change, and a run keeps: the model, but where it is trained for a scheme."""
         self.terms = LossTerms(weights, objectives)
         self.own = nn.ModuleDict({o.name: o.module for o in objectives if o.module is not None}).to(device)
         """What objectives learn or fit beside the student."""
@@ -118,15 +126,14 @@ class Learner:
         by_task = len(discounts) if optimiser.pi_scale == "task" else None
         self.scale = RunningScale(optimiser.tau, device, measured=measure_scale, tasks=by_task)
         self.noise = torch.Generator(device=device).manual_seed(seed)
-        encoder = list(model.encoder.parameters())
-        policy = list(model.policy_head.parameters())
-        apart = {id(p) for p in encoder + policy}
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
         own = list(self.own.parameters())
-        self._world_params: list[nn.Parameter] = encoder + rest + own
-        self._policy_params: list[nn.Parameter] = policy
-        self._q_params = list(model.q_heads.parameters())
-        self._target_params = list(model.target_q_heads.parameters())
+        encoder, rest, policy = _trained(self.master)
+        self._world_params = encoder + rest + own
+        self._policy_params = policy
+        self._q_params = list(self.master.q_heads.parameters())
+        self._target_params = list(self.master.target_q_heads.parameters())
+        encoder_seen, rest_seen, self._policy_seen = _trained(model)
+        self._world_seen = encoder_seen + rest_seen + own
         self.world_optimiser = torch.optim.Adam(
             [
                 {"params": encoder, "lr": optimiser.lr * optimiser.enc_lr_scale},
@@ -177,19 +184,22 @@ class Learner:
             noise = UpdateNoise.draw(model.dims, horizon, size, self.noise)
         if self.ranks.size > 1:
             noise = noise.of_slices(self.ranks.part(size))
-        model.limit_task_embedding(self.ranks.gather(batch.task))
+        self.master.limit_task_embedding(self.ranks.gather(batch.task))
+        self._round("task_embedding")
 
         with self.execution.arithmetic(self.discounts.device):
             losses = self._world_losses(model, batch, self.discounts, self.terms, noise)
-        grad_norm = self._step(self.world_optimiser, self._world_params, losses.total)
+        grad_norm = self._step(self.world_optimiser, self._world_params, self._world_seen, losses.total)
+        self._round("task_embedding", "encoder", "dynamics", "reward_head", "q_heads")
 
         with self.execution.arithmetic(self.discounts.device):
             objectives = self.terms.objectives
             terms = self._policy_terms(model, losses.latents, task_of(model, batch), w.rho, noise, objectives, batch)
         self.scale.update(self.ranks.gather(terms.first_q), self.ranks.gather(batch.task))
         policy_loss = terms.loss(self.scale.of(batch.task), w.entropy_coef)
-        pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, policy_loss)
+        pi_grad_norm = self._step(self.policy_optimiser, self._policy_params, self._policy_seen, policy_loss)
         self._move_target(self._target_params, self._q_params, None)
+        self._round("policy_head", "target_q_heads")
 
         metrics = {
             "consistency_loss": losses.consistency,
@@ -212,10 +222,20 @@ class Learner:
     def _compiled(self, function: Callable[P, R]) -> Callable[P, R]:
         return torch.compile(function, dynamic=False) if self.execution.compile else function
 
-    def _step(self, optimiser: torch.optim.Optimizer, params: list[nn.Parameter], loss: Tensor) -> Tensor:
-        """One clipped step of these parameters alone; returns the gradient norm before clipping."""
+    def _round(self, *parts: str) -> None:
+        """After float weights have changed: the model holds what the scheme stores of them."""
+        if self._rounding is not None:
+            self._rounding.refresh(parts)
+
+    def _step(
+        self, optimiser: torch.optim.Optimizer, params: list[nn.Parameter], seen: list[nn.Parameter], loss: Tensor
+    ) -> Tensor:
+        """One clipped step of these parameters alone; returns the gradient norm before clipping.
+
+        `seen` are those that the loss was computed with: the same, or what a scheme stores of them.
+        """
         # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
-        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, params)]
+        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, seen)]
         self.ranks.average_(gradients)
         for param, gradient in zip(params, gradients, strict=True):
             param.grad = gradient
@@ -231,7 +251,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on: weights, optimisers, running scale, random state."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.master.state_dict(),
             "world_optimiser": self.world_optimiser.state_dict(),
             "policy_optimiser": self.policy_optimiser.state_dict(),
             "scale": self.scale.value.clone(),
@@ -243,7 +263,9 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()` of a learner of the same model."""
         self._captured = None  # a graph works on the tensors that it was captured with
-        self.model.load_state_dict(state["model"])
+        self.master.load_state_dict(state["model"])
+        if self._rounding is not None:
+            self._rounding.refresh()
         self.world_optimiser.load_state_dict(state["world_optimiser"])
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.scale.value.copy_(state["scale"])
@@ -252,3 +274,11 @@ class Learner:
         if len(self.own):
             self.own.load_state_dict(state["objectives"])
         self.noise.set_state(state["noise"].cpu())
+
+
+def _trained(model: WorldModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that updates train: the encoder's, all others of the world model, the policy's."""
+    encoder = list(model.encoder.parameters())
+    policy = list(model.policy_head.parameters())
+    apart = {id(p) for p in encoder + policy}
+    return encoder, [p for p in model.parameters() if p.requires_grad and id(p) not in apart], policy

@@ -16,11 +16,13 @@ class Learning(Protocol):
     """Changes a model, update by update.
 
     Attributes:
-        model: what checkpoints hold and evaluations act with.
+        model: what evaluations act with.
+        master: what checkpoints hold: the model, but where it is trained for a quantisation scheme.
         own: what is learned beside it.
     """
 
     model: WorldModel
+    master: WorldModel
     own: nn.ModuleDict
 
     @property

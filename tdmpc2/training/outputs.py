@@ -189,7 +189,7 @@ class RunOutputs:
         return score
 
     def _save(self, step: int, score: float | None) -> None:
-        weights = self._run.learner.model.state_dict()
+        weights = self._run.learner.master.state_dict()
         self._run.watch.check_state(step, weights)
         if not self._writes:
             return

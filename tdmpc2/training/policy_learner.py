@@ -55,7 +55,7 @@ class PolicyLearner:
         for objective in objectives:
             if not objective.of_policy:
                 raise UserError(f"{objective.name} trains the world model, which mode=extract leaves as it is.")
-        self.model = model.eval()
+        self.model = self.master = model.eval()
         self.own = nn.ModuleDict()
         self.execution = (execution or Execution()).supported_on(device, UPDATES)
         if self.execution.cudagraphs:

@@ -13,6 +13,7 @@ from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
 from tdmpc2.model import WorldModel, model_bytes, update_bytes
 from tdmpc2.objectives import Objective
+from tdmpc2.quantisation import scheme_named
 from tdmpc2.training.finite import FiniteWatch
 from tdmpc2.training.identity import check_identity, content_identity, resumed_start, start_identity
 from tdmpc2.training.interrupt import Interrupt
@@ -171,6 +172,7 @@ def _learner(
         ranks,
         objectives,
         measure_scale=settings.checkpoint is not None if state is None else "scale_updates" in state.learner,
+        scheme=None if settings.quantise_aware is None else scheme_named(settings.quantise_aware),
     )
 
 

@@ -19,7 +19,7 @@ from tdmpc2.model import ModelDims
 from tdmpc2.objectives import Objective
 from tdmpc2.online import OnlineSettings
 from tdmpc2.planner import PlannerSettings
-from tdmpc2.quantisation import scheme_named
+from tdmpc2.quantisation import SCHEMES, scheme_named
 from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SLICES, MOST_STEPS, Whole, check_whole
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import TaskSet
@@ -96,6 +96,13 @@ class TrainSettings:
         check=Whole(1, MOST_SLICES),
     )
     horizon: int = key_of(PlannerSettings, "horizon")
+    quantise_aware: str | None = key(
+        None,
+        "scheme of whole numbers to train for (docs/quantization.md): all passes see the weights that it would store, "
+        "float32 ones are trained; null: none",
+        unit="name of a scheme",
+        source=THIS_PROJECT,
+    )
     seed: int = key_of(EvaluationSettings, "seed")
     weights: LossWeights = field(default_factory=LossWeights)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
@@ -152,10 +159,18 @@ class TrainSettings:
         check_keys(self)
         for objective in self.objectives:
             check_keys(objective)
+        if self.quantise_aware is not None and scheme_named(self.quantise_aware, "quantise_aware").is_float:
+            whole = ", ".join(name for name, scheme in SCHEMES.items() if not scheme.is_float)
+            raise UserError(
+                f"quantise_aware={self.quantise_aware} stores floats, which need no training for it; leave it out, "
+                f"or choose one of {whole}."
+            )
         if self.eval_freq or self.end.episodes or self.online is not None:
             check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
         if self.online is not None:
             self.online.check_steps(self.steps, self.task_set)
+        if self.extraction is not None and self.quantise_aware is not None:
+            raise UserError("quantise_aware is for training the whole model: leave it out of mode=extract.")
         if self.extraction is not None:
             self.extraction.check_objectives(len(self.objectives))
         if self.updates < 1:
@@ -198,6 +213,7 @@ class TrainSettings:
             **asdict(self.weights),
             # Earlier states do not name the scale's kind: it was the published one.
             **{name: v for name, v in asdict(self.optimiser).items() if (name, v) != ("pi_scale", "batch")},
+            **({} if self.quantise_aware is None else {"quantise_aware": self.quantise_aware}),
             "d_coef": 0.0,  # states have always said so of a run without this objective
             **{held.name: getattr(o, declared.name) for o in self.objectives for declared, held in keys_in(o)},
             **self._acting(),

@@ -16,7 +16,7 @@ from tdmpc2.training.settings import TrainSettings
 
 def new_student(settings: TrainSettings) -> WorldModel:
     """The student to train: new weights from the seed, or those of `checkpoint`, which may know more
-    tasks.
+    tasks, and be stored by the scheme that the run trains for.
 
     Raises:
         CheckpointError: when the file holds a model of other dimensions or tasks.
@@ -27,7 +27,8 @@ def new_student(settings: TrainSettings) -> WorldModel:
         model.init_weights(torch.Generator().manual_seed(settings.seed))
         return model.to(settings.device)
     source = read_checkpoint(settings.checkpoint)
-    require_float(source, "training")
+    if source.scheme is None or source.scheme.name != settings.quantise_aware:  # else its weights are what passes see
+        require_float(source, "training")
     require_whole(source, "training")
     had = _tasks_of(source, settings.task_set)
     # Released files say nothing of dropout and the like: those come from the configuration.

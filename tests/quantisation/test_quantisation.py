@@ -62,6 +62,7 @@ def there_and_back(codec: Codec, tensor: Tensor) -> tuple[Tensor, dict[str, Tens
         assert tuple(part.shape) == layout[suffix].shape and part.dtype in layout[suffix].dtypes
         assert part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
     decoded = codec.decode(stored, tuple(tensor.shape))
+    assert torch.equal(codec.rounded(tensor), decoded)
     assert decoded.shape == tensor.shape and decoded.dtype == torch.float32
     return decoded, stored
 

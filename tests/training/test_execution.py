@@ -23,6 +23,7 @@ from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution, capabilities
 from tdmpc2.losses import LossWeights
 from tdmpc2.objectives import RewardDistillation
+from tdmpc2.quantisation import SCHEMES
 from tdmpc2.training import UPDATES, Learner, OptimiserSettings, Ranks
 from tdmpc2.training import execution as execution_module
 
@@ -30,10 +31,11 @@ from tdmpc2.training import execution as execution_module
 BFLOAT16_TOLERANCE = 0.05
 
 
-def learner_on(device: str, execution: Execution, seed: int = 3) -> Learner:
+def learner_on(device: str, execution: Execution, seed: int = 3, scheme: str | None = None) -> Learner:
     model = small_model(device, dropout=0.1)
     objectives = (RewardDistillation(0.4),)
-    return Learner(model, gammas(device), LossWeights(), OptimiserSettings(), seed, execution, objectives=objectives)
+    settings = (model, gammas(device), LossWeights(), OptimiserSettings(), seed, execution)
+    return Learner(*settings, objectives=objectives, scheme=None if scheme is None else SCHEMES[scheme])
 
 
 def batches(device: str, count: int) -> list[Batch]:
@@ -45,14 +47,14 @@ def batches(device: str, count: int) -> list[Batch]:
 
 def run(learner: Learner, given: list[Batch]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     metrics = [{name: float(value) for name, value in learner.update(batch).items()} for batch in given]
-    return metrics, learner.model.state_dict()
+    return metrics, learner.master.state_dict()
 
 
-def held_equal(device: str, execution: Execution, updates: int) -> None:
+def held_equal(device: str, execution: Execution, updates: int, scheme: str | None = None) -> None:
     """Losses, norms and weights after some updates, against the eager ones on the same batches and noise."""
     given = batches(device, updates)
-    expected, weights = run(learner_on(device, Execution()), given)
-    found, moved = run(learner_on(device, execution), given)
+    expected, weights = run(learner_on(device, Execution(), scheme=scheme), given)
+    found, moved = run(learner_on(device, execution, scheme=scheme), given)
     for step, (one, other) in enumerate(zip(expected, found, strict=True)):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6), f"update {step}"
     for name, value in weights.items():
@@ -60,18 +62,19 @@ def held_equal(device: str, execution: Execution, updates: int) -> None:
 
 
 @pytest.mark.timeout(1200)  # a slow machine's C++ compiler
-def test_compiled_equals_eager() -> None:
+@pytest.mark.parametrize("scheme", [None, "int4"])
+def test_compiled_equals_eager(scheme: str | None) -> None:
     if execution_module.compile_problem(torch.device("cpu")) is not None:
         pytest.skip("no C++ compiler for torch.compile")
-    held_equal("cpu", Execution(compile=True), 3)
+    held_equal("cpu", Execution(compile=True), 3, scheme)
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("compiled", [False, True])
-def test_graph_captured_equals_eager(compiled: bool) -> None:
+@pytest.mark.parametrize(("compiled", "scheme"), [(False, None), (True, None), (False, "int4")])
+def test_graph_captured_equals_eager(compiled: bool, scheme: str | None) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    held_equal("cuda", Execution(compile=compiled, cudagraphs=True), 8)
+    held_equal("cuda", Execution(compile=compiled, cudagraphs=True), 8, scheme)
 
 
 @pytest.mark.cuda
