@@ -263,4 +263,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         [sys.executable, "-c", code], env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert faults.returncode == 0, faults.stderr
-    assert int(faults.stdout) < 25_000  # ten times 9,766 pages otherwise
+    # Ten times 9,766 pages otherwise. A machine short of memory takes some back between two turns.
+    assert int(faults.stdout) < 60_000
