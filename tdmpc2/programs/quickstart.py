@@ -189,9 +189,11 @@ def teacher_results(folder: Path, plan: Plan, device: torch.device) -> Scored:
 
 
 def facts_of(checkpoint: Path) -> tuple[str, str]:
-    """Numbers of a model without target Q, and the size of its file in MiB."""
+    """Parameters of a model without target Q, and the size of its file in MiB."""
     tensors = read_checkpoint(checkpoint).tensors
-    count = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("target"))
+    # Scales belong to stored integers, and are no parameters.
+    own = (name for name in tensors if not name.startswith("target") and not name.endswith("_scale"))
+    count = sum(tensors[name].numel() for name in own)
     return f"{count:,}", f"{checkpoint.stat().st_size / 2**20:.2f}"
 
 
@@ -249,6 +251,7 @@ def write_report(
     )
     for label, comparison in comparisons.items():
         report.heading(f"{label} against scratch, planned, episode by episode")
+        report.paragraph(f"a is {SCRATCH}, b is {label}.")
         report.table(*comparison_table(comparison))
         report.points(comparison_notes(comparison))
     report.paragraph("One training run each: the intervals say nothing about other training seeds.")
