@@ -14,6 +14,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -119,9 +120,9 @@ def _own_actions(model: WorldModel, obs: Tensor, task: Tensor | None, noise: Ten
 
 
 def _layers(model: WorldModel, part: Part) -> Sequence[Layer]:
-    layers = list(getattr(model, part).layers)
+    layers = list(model.part(part).layers)
     assert all(isinstance(layer, Layer) for layer in layers)
-    return layers
+    return cast(list[Layer], layers)
 
 
 def _moments(model: WorldModel, seen: WorldModel, part: Part, index: int, blocks: Sequence[Asked]) -> Moments:
@@ -133,7 +134,7 @@ def _moments(model: WorldModel, seen: WorldModel, part: Part, index: int, blocks
     heads, width = layer.weight.shape[0] if layer.weight.dim() == 3 else 1, layer.weight.shape[-1]
     moments = Moments.of(width, heads, layer.weight.device)
     for asked in blocks:
-        exact, rounded = (getattr(m, part).given(index, *_given(part, m, asked)) for m in (model, seen))
+        exact, rounded = (m.part(part).given(index, *_given(part, m, asked)) for m in (model, seen))
         exact, rounded = (x.reshape(heads, -1, width) for x in (exact, rounded))
         moments.add(exact, rounded, None if layer.activation == "none" else _relative_weight(layer, exact))
     return moments

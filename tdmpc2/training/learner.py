@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -74,6 +74,11 @@ class OptimiserSettings:
     def __post_init__(self) -> None:
         check_keys(self)
 
+    def running_scale(self, discounts: Tensor, device: torch.device, *, measured: bool) -> RunningScale:
+        """A new one, of whole batches or of each task, as `pi_scale` says."""
+        tasks = len(discounts) if self.pi_scale == "task" else None
+        return RunningScale(self.tau, device, measured=measured, tasks=tasks)
+
 
 class Learner:
     """Owns what an update changes: the model, two Adam optimisers, the running scale and the noise generator.
@@ -123,8 +128,7 @@ class Learner:
         if self.execution.cudagraphs and self.ranks.size > 1:
             raise UserError("cudagraphs=true runs in one process only: leave it out, or start without torchrun.")
         self.discounts = discounts.to(device)
-        by_task = len(discounts) if optimiser.pi_scale == "task" else None
-        self.scale = RunningScale(optimiser.tau, device, measured=measure_scale, tasks=by_task)
+        self.scale = optimiser.running_scale(discounts, device, measured=measure_scale)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         own = list(self.own.parameters())
         encoder, rest, policy = _trained(self.master)
@@ -237,12 +241,7 @@ class Learner:
         # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
         gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, seen)]
         self.ranks.average_(gradients)
-        for param, gradient in zip(params, gradients, strict=True):
-            param.grad = gradient
-        norm = nn.utils.clip_grad_norm_(params, self.settings.grad_clip_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        return norm
+        return clipped_step(optimiser, params, gradients, self.settings.grad_clip_norm)
 
     @property
     def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
@@ -274,6 +273,18 @@ class Learner:
         if len(self.own):
             self.own.load_state_dict(state["objectives"])
         self.noise.set_state(state["noise"].cpu())
+
+
+def clipped_step(
+    optimiser: torch.optim.Optimizer, params: Sequence[nn.Parameter], gradients: Iterable[Tensor], limit: float
+) -> Tensor:
+    """A step by these gradients, scaled down to a norm of `limit`; returns their norm before."""
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient
+    norm = nn.utils.clip_grad_norm_(params, limit)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm
 
 
 def _trained(model: WorldModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

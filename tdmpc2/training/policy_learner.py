@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,10 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
 from tdmpc2.extraction import ExtractionSettings, imagined
-from tdmpc2.losses import RunningScale
 from tdmpc2.model import WorldModel
 from tdmpc2.objectives import Objective, PolicyRollout, task_of
 from tdmpc2.training.execution import UPDATES
-from tdmpc2.training.learner import OptimiserSettings
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from tdmpc2.training.learner import OptimiserSettings, clipped_step
 
 
 class PolicyLearner:
@@ -67,8 +63,7 @@ class PolicyLearner:
         model.requires_grad_(False)
         self._params = list(model.policy_head.requires_grad_(True).parameters())
         self.optimiser = torch.optim.Adam(self._params, lr=optimiser.lr, eps=1e-5, fused=True)
-        by_task = len(discounts) if optimiser.pi_scale == "task" else None
-        self.scale = RunningScale(optimiser.tau, device, measured=True, tasks=by_task)
+        self.scale = optimiser.running_scale(discounts, device, measured=True)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         self._done = 0
         self._imagined = torch.compile(imagined, dynamic=False) if self.execution.compile else imagined
@@ -116,13 +111,8 @@ class PolicyLearner:
         left = 1 - self._done / self._updates
         for group in self.optimiser.param_groups:
             group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
-        for param, gradient in zip(self._params, torch.autograd.grad(loss, self._params), strict=True):
-            param.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self._params, s.grad_clip_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
         self._done += 1
-        return norm
+        return clipped_step(self.optimiser, self._params, torch.autograd.grad(loss, self._params), s.grad_clip_norm)
 
     @property
     def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:

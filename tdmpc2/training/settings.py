@@ -169,9 +169,9 @@ class TrainSettings:
             check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
         if self.online is not None:
             self.online.check_steps(self.steps, self.task_set)
-        if self.extraction is not None and self.quantise_aware is not None:
-            raise UserError("quantise_aware is for training the whole model: leave it out of mode=extract.")
         if self.extraction is not None:
+            if self.quantise_aware is not None:
+                raise UserError("quantise_aware is for training the whole model: leave it out of mode=extract.")
             self.extraction.check_objectives(len(self.objectives))
         if self.updates < 1:
             raise UserError(f"steps={self.steps:,} decisions at utd={self.utd:g} are no update; raise one of them.")
