@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import safetensors
@@ -29,6 +28,7 @@ from tdmpc2.model import (
     Part,
     WorldModel,
     model_dims,
+    of_parts,
     published_size,
 )
 from tdmpc2.quantisation import SCHEMES, Scheme, storage_scheme
@@ -37,8 +37,6 @@ from tdmpc2.tasks import TaskSet, task_set
 from tdmpc2.versions import package_versions
 
 _METADATA_KEY = "tdmpc2"
-
-Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def _require(checkpoint: Checkpoint, parts: Iterable[Part]) -> None:
 def _only(checkpoint: Checkpoint, parts: Iterable[Part]) -> Checkpoint:
     wanted = set(parts)
     _require(checkpoint, wanted)
-    return replace(checkpoint, tensors=_of_parts(checkpoint.tensors, wanted))
+    return replace(checkpoint, tensors=of_parts(checkpoint.tensors, wanted))
 
 
 def _infer_dims(path: Path, released: ReleasedWeights) -> ModelDims:
@@ -234,20 +232,15 @@ def _check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]] | N
         expected = {name: stored.shape for name, stored in scheme.layout(expected).items()}
     held = {name.split(".")[0] for name in found} - {"task_embedding"}
     if scheme is not None and held == set(PRIOR_PARTS):
-        expected = _of_parts(expected, PRIOR_PARTS)
+        expected = of_parts(expected, PRIOR_PARTS)
     elif "target_q_heads" not in held:
-        expected = _of_parts(expected, ACTING_PARTS)
+        expected = of_parts(expected, ACTING_PARTS)
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise CheckpointError(
                 f"{checkpoint.path}: damaged or incomplete: '{printable(name)}' is "
                 f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}."
             )
-
-
-def _of_parts(tensors: Mapping[str, Held], parts: Iterable[Part]) -> dict[str, Held]:
-    """Those of some parts, and of the task embedding."""
-    return {name: held for name, held in tensors.items() if name.split(".")[0] in {"task_embedding", *parts}}
 
 
 def _check_plausible(path: Path, dims: ModelDims, found: dict[str, tuple[int, ...]]) -> None:

@@ -3,7 +3,7 @@
 from tdmpc2.model.checksum import model_checksum
 from tdmpc2.model.discrete import symexp, symlog, two_hot, two_hot_cross_entropy, two_hot_inverse
 from tdmpc2.model.sizes import MODEL_SIZES, ModelDims, model_bytes, model_dims, published_size, update_bytes
-from tdmpc2.model.world_model import ACTING_PARTS, ALL_PARTS, PRIOR_PARTS, Part, PolicySample, WorldModel
+from tdmpc2.model.world_model import ACTING_PARTS, ALL_PARTS, PRIOR_PARTS, Part, PolicySample, WorldModel, of_parts
 
 __all__ = [
     "ACTING_PARTS",
@@ -17,6 +17,7 @@ __all__ = [
     "model_bytes",
     "model_checksum",
     "model_dims",
+    "of_parts",
     "published_size",
     "symexp",
     "symlog",

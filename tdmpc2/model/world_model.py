@@ -7,8 +7,8 @@ A action.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ ACTING_PARTS: tuple[Part, ...] = ALL_PARTS[:-1]
 """What planning needs: everything but target Q."""
 PRIOR_PARTS: tuple[Part, ...] = ("encoder", "policy_head")
 """What acting by the policy prior alone needs."""
+
+Held = TypeVar("Held")
 
 _HALF_LOG_2PI = 0.9189385332046727
 
@@ -254,6 +256,11 @@ class WorldModel(nn.Module):
     def decode(self, logits: Tensor) -> Tensor:
         """Scalars [..., 1] that reward or value logits [..., bins] stand for, always in float32."""
         return two_hot_inverse(logits.float(), self.dims.vmin, self.dims.vmax)
+
+
+def of_parts(tensors: Mapping[str, Held], parts: Iterable[Part]) -> dict[str, Held]:
+    """What belongs to some parts, and to the task embedding, of anything by the names of a model's tensors."""
+    return {name: held for name, held in tensors.items() if name.split(".")[0] in {"task_embedding", *parts}}
 
 
 def _norm_limit(rows: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.errors import UserError, printable
+from tdmpc2.model import ACTING_PARTS, PRIOR_PARTS, of_parts
 from tdmpc2.quantisation.codecs import Cast, ChannelInt8, Codec, GroupInt4, Shape, Stored, UnitInt8, is_grid
 
 _VECTORS = ("bias", "norm_weight", "norm_bias")
@@ -211,9 +212,9 @@ def _line(name: str, codec: Codec, source: Tensor, encoded: Mapping[str, Tensor]
 
 def without_target(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is deployed to plan: everything but target Q."""
-    return {name: t for name, t in tensors.items() if not name.startswith("target_q_heads.")}
+    return of_parts(tensors, ACTING_PARTS)
 
 
 def prior_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is deployed to act by the policy prior alone: encoder, policy head and task embedding."""
-    return {name: t for name, t in tensors.items() if name.startswith(("encoder.", "policy_head.", "task_embedding"))}
+    return of_parts(tensors, PRIOR_PARTS)
