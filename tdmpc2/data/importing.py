@@ -1,4 +1,4 @@
-"""Brings published dataset files into a store: streamed, checked, and skipped when already there."""
+"""Brings published dataset files and other stores into a store: streamed, checked, and skipped when already there."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from tdmpc2.data.checks import EpisodeChecker
 from tdmpc2.data.published import PublishedFile
-from tdmpc2.data.store import EpisodeStore, is_free
+from tdmpc2.data.store import EpisodeBlock, EpisodeStore, Segment, is_free
 from tdmpc2.errors import DataError, printable
 from tdmpc2.fileio import missing_folders, remove_folders
 from tdmpc2.tasks import TaskSet
@@ -57,7 +60,7 @@ def open_or_create(path: str | Path, task_set: TaskSet, notes: str = "", dtype: 
     found = (store.tasks, store.obs_dim, store.action_dim, store.episode_steps)
     if found != wanted:
         raise DataError(
-            f"{path}: found a store of {_layout(*found)}, expected {_layout(*wanted)}; choose another "
+            f"{path}: found a store of {_layout_of(store)}, expected {_layout(*wanted)}; choose another "
             "folder or the task set it was made for."
         )
     if dtype is not None and dtype != store.header.dtype:
@@ -87,31 +90,30 @@ def import_files(
     store: EpisodeStore,
     report: Callable[[FileProgress], None] = lambda progress: None,
 ) -> None:
-    """Imports files in the published format in segments; `report` is called first and after every block.
+    """Imports files in the published format, and other stores, in segments; `report` is called first and
+    after every block.
 
-    A file's checksums are compared before any of it is imported.
+    A file's checksums are compared before any of it is imported. A store may be of some of the tasks alone: its
+    episodes are padded to this one's widths.
 
-    All files are opened and laid against the store before the first is read. What is in the store already (of a
-    file of the same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed by
-    running it again. Raises a `DataError` naming the file; what was committed before it stays.
+    All sources are opened and laid against the store before the first is read. What is in the store already (of a
+    source of the same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed by
+    running it again, and of a store that has grown since, the new episodes are taken. Raises a `DataError` naming
+    the source; what was committed before it stays.
     """
-    files = [PublishedFile.open(path) for path in paths]
-    done: dict[tuple[object, object], int] = {}
-    for segment in store.segments:
-        identity = _identity(segment.details)
-        done[identity] = max(done.get(identity, 0), segment.details.get("stop", 0))
+    sources: list[_Source] = []
+    for path in paths:
+        sources.append(_OtherStore(path, store) if Path(path).is_dir() else _File(path, store))
     starts: list[int] = []
-    for file in files:
-        _check_layout(file, store)
-        identity = (file.size, file.fingerprint)
-        starts.append(done.get(identity, 0))
-        done[identity] = len(file)  # the same file named twice is imported once
-    store.check_space(sum(len(file) - start for file, start in zip(files, starts, strict=True)))
-    for number, (file, start) in enumerate(zip(files, starts, strict=True), start=1):
-        if start == len(file):
-            report(FileProgress(file.path, number, len(files), len(file), len(file), skipped=True))
+    for number, source in enumerate(sources):
+        same = [other for other in sources[:number] if other.identity == source.identity]
+        starts.append(len(source) if same else source.imported(store.segments))  # named twice, imported once
+    store.check_space(sum(len(source) - start for source, start in zip(sources, starts, strict=True)))
+    for number, (source, start) in enumerate(zip(sources, starts, strict=True), start=1):
+        if start == len(source):
+            report(FileProgress(source.path, number, len(sources), len(source), len(source), skipped=True))
         else:
-            _import(file, start, store, number, len(files), report)
+            _import(source, start, store, number, len(sources), report)
 
 
 def summary(store: EpisodeStore) -> str:
@@ -137,52 +139,149 @@ def summary(store: EpisodeStore) -> str:
     return "\n".join(lines)
 
 
+class _Source(Protocol):
+    """Episodes to import, laid against the store when made; `identity` tells its content from another's."""
+
+    path: Path
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def imported(self, segments: Sequence[Segment]) -> int:
+        """How many of the episodes these segments hold."""
+        ...
+
+    def details(self) -> dict[str, Any]: ...
+
+    def verify(self) -> object: ...
+
+    def blocks(self, episodes: int, first: int, stop: int) -> Iterator[EpisodeBlock]:
+        """Those from `first` to `stop - 1`, at most `episodes` at a time, with the store's tasks and widths."""
+        ...
+
+
+class _File:
+    """A file in the published format, whose task ids follow the store's tasks."""
+
+    def __init__(self, path: str | Path, store: EpisodeStore) -> None:
+        self._file = file = PublishedFile.open(path)
+        self.path = file.path
+        self._checker = EpisodeChecker(
+            source=str(file.path),
+            tasks=store.tasks,
+            obs_dim=store.obs_dim,
+            action_dim=store.action_dim,
+            episode_steps=store.episode_steps,
+            obs_dims=None,
+        )
+        self._checker.layout(file.obs.shape, file.action.shape, file.reward.shape)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"bytes": self._file.size, "fingerprint": self._file.fingerprint}
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def imported(self, segments: Sequence[Segment]) -> int:
+        identity = self.identity
+        same = [s.details for s in segments if {key: s.details.get(key) for key in identity} == identity]
+        return max((details.get("stop", 0) for details in same), default=0)
+
+    def details(self) -> dict[str, Any]:
+        dtypes = {key: getattr(self._file, key).dtype for key in ("obs", "action", "reward", "task")}
+        return {"file": self.path.name, **self.identity, "dtypes": dtypes}
+
+    def verify(self) -> None:
+        self._file.verify()
+
+    def blocks(self, episodes: int, first: int, stop: int) -> Iterator[EpisodeBlock]:
+        for block in self._file.blocks(episodes, first, stop):
+            task = self._checker.episode_tasks(block.task, block.first_episode)
+            yield EpisodeBlock(block.obs, block.action, block.reward, task)
+
+
+class _OtherStore:
+    """A store of some or all of the tasks, in any order."""
+
+    def __init__(self, path: str | Path, store: EpisodeStore) -> None:
+        self._store = other = EpisodeStore.open(path)
+        self.path = other.path
+        if other.path.resolve() == store.path.resolve():
+            raise DataError(f"{other.path}: is the store itself, expected another one.")
+        unknown = [name for name in other.tasks if name not in store.tasks]
+        if unknown:
+            raise DataError(
+                f"{other.path}: found episodes of {printable(', '.join(unknown))}, expected tasks of {store.path} "
+                f"({printable(', '.join(store.tasks))}); make a store for a task set that has them all."
+            )
+        self._ids = np.array([store.tasks.index(name) for name in other.tasks], np.int64)
+        wide = other.obs_dim > store.obs_dim or other.action_dim > store.action_dim
+        if wide or other.episode_steps != store.episode_steps:
+            raise DataError(
+                f"{other.path}: found {_layout_of(other)}, expected no wider ones and as many steps as "
+                f"{_layout_of(store)} of {store.path}."
+            )
+        self._widths = store.obs_dim, store.action_dim
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"store_episodes": len(self), "fingerprint": self._store.fingerprint}
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def imported(self, segments: Sequence[Segment]) -> int:
+        done = 0
+        for details in (segment.details for segment in segments):
+            then = details.get("store_episodes")
+            if then is not None and self._store.prefix(then, details.get("fingerprint", "")) is not None:
+                done = max(done, details.get("stop", 0))
+        return done
+
+    def details(self) -> dict[str, Any]:
+        return {"store": self.path.name, **self.identity, "notes": self._store.notes}
+
+    def verify(self) -> int:
+        return self._store.verify()
+
+    def blocks(self, episodes: int, first: int, stop: int) -> Iterator[EpisodeBlock]:
+        for start in range(first, stop, episodes):
+            block = self._store.read_episodes(start, min(start + episodes, stop))
+            obs, action = (
+                np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[-1])))
+                for part, width in zip((block.obs, block.action), self._widths, strict=True)
+            )
+            yield EpisodeBlock(obs, action, block.reward, self._ids[block.task])
+
+
 def _import(
-    file: PublishedFile,
+    source: _Source,
     start: int,
     store: EpisodeStore,
     number: int,
-    files: int,
+    sources: int,
     report: Callable[[FileProgress], None],
 ) -> None:
-    details = {
-        "file": file.path.name,
-        "bytes": file.size,
-        "fingerprint": file.fingerprint,
-        "dtypes": {key: getattr(file, key).dtype for key in ("obs", "action", "reward", "task")},
-    }
-    file.verify()
-    checker = _checker(file, store)
-    episodes = max(1, _BLOCK_BYTES // (file.episode_steps * (file.obs_dim + file.action_dim + 1) * 4))
+    source.verify()
+    details = source.details()
+    row = store.obs_dim + store.action_dim + 1
+    episodes = max(1, _BLOCK_BYTES // (store.episode_steps * row * 4))
     a_segment = max(1, _SEGMENT_BYTES // store.header.episode_bytes())
-    report(FileProgress(file.path, number, files, start, len(file)))
-    for first in range(start, len(file), a_segment):
-        stop = min(first + a_segment, len(file))
+    report(FileProgress(source.path, number, sources, start, len(source)))
+    for first in range(start, len(source), a_segment):
+        stop = min(first + a_segment, len(source))
         about = {**details, "first": first, "stop": stop}
-        with store.writer(str(file.path), about, first_episode=first, after=len(store)) as writer:
-            for block in file.blocks(episodes, first, stop):
-                task = checker.episode_tasks(block.task, block.first_episode)
-                writer.write(block.obs, block.action, block.reward, task)
-                report(FileProgress(file.path, number, files, first + writer.episodes, len(file)))
+        with store.writer(str(source.path), about, first_episode=first, after=len(store)) as writer:
+            for block in source.blocks(episodes, first, stop):
+                writer.write(block.obs, block.action, block.reward, block.task)
+                report(FileProgress(source.path, number, sources, first + writer.episodes, len(source)))
 
 
-def _check_layout(file: PublishedFile, store: EpisodeStore) -> None:
-    _checker(file, store).layout(file.obs.shape, file.action.shape, file.reward.shape)
-
-
-def _checker(file: PublishedFile, store: EpisodeStore) -> EpisodeChecker:
-    return EpisodeChecker(
-        source=str(file.path),
-        tasks=store.tasks,
-        obs_dim=store.obs_dim,
-        action_dim=store.action_dim,
-        episode_steps=store.episode_steps,
-        obs_dims=None,
-    )
-
-
-def _identity(details: dict[str, object]) -> tuple[object, object]:
-    return details.get("bytes"), details.get("fingerprint")
+def _layout_of(store: EpisodeStore) -> str:
+    return _layout(store.tasks, store.obs_dim, store.action_dim, store.episode_steps)
 
 
 def _layout(tasks: tuple[str, ...], obs_dim: int, action_dim: int, episode_steps: int) -> str:

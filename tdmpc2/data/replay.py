@@ -9,14 +9,14 @@ from __future__ import annotations
 import collections
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.store import EpisodeBlock, EpisodeStore
-from tdmpc2.errors import UserError
+from tdmpc2.errors import DataError, UserError, printable
 from tdmpc2.memory import check_memory
 from tdmpc2.tasks import TaskSet
 
@@ -70,6 +70,7 @@ class Replay:
         self._shape = (batch_size, horizon + 1)
         self._seed = seed
         self._added = 0
+        self._tasks = task_set
         self._drawn: collections.deque[tuple[int, torch.Tensor]] = collections.deque(maxlen=_REMEMBERED)
         rows = self._most * episode_steps
         if folder is None:
@@ -102,21 +103,35 @@ class Replay:
         self._extend(block, self._added)
         self._added += len(block.task)
 
-    def fill(self, store: EpisodeStore, tasks: tuple[str, ...]) -> None:
-        """Takes over the episodes of a store, the first of which is episode 0, into the places they had.
+    def fill(self, *stores: EpisodeStore) -> None:
+        """Takes over the episodes of stores, one after the other, as if they had been added so to an empty replay.
 
-        Args:
-            store: of the task set's own tasks and widths, in their order.
-            tasks: of the task set.
+        Raises:
+            DataError: for a store that `check` refuses.
         """
-        assert store.tasks == tasks and not self._added
-        first = max(0, len(store) - self._most)
+        assert not self._added
+        for store in stores:
+            self.check(store)
+        held = sum(map(len, stores))
+        first = max(0, held - self._most)
         # Episode e lies at place e modulo the number of places: from place 0 on, then once more up to the next one's.
-        turn = len(store) - len(store) % self._most
-        for start, stop in ((turn, len(store)), (first, turn), (turn, len(store))) if first else ((0, len(store)),):
-            for number, block in _blocks(store, start, stop):
+        turn = held - held % self._most
+        for start, stop in ((turn, held), (first, turn), (turn, held)) if first else ((0, held),):
+            for number, block in _blocks(stores, start, stop):
                 self._extend(block, number)
-        self._added = len(store)
+        self._added = held
+
+    def check(self, store: EpisodeStore) -> None:
+        """Raises a `DataError` for a store that is not of the task set's own tasks, in their order, and widths."""
+        own = self._tasks
+        found = (store.tasks, store.obs_dim, store.action_dim, store.episode_steps)
+        if found != (own.tasks, own.obs_dim, own.action_dim, self.episode_steps):
+            raise DataError(
+                f"{store.path}: found obs {store.obs_dim}, action {store.action_dim} and {store.episode_steps} steps "
+                f"an episode of {printable(', '.join(store.tasks))}; expected {own.obs_dim}, {own.action_dim} and "
+                f"{self.episode_steps} of {', '.join(own.tasks)}, in this order: scripts/import_data.py joins stores "
+                "into such a one."
+            )
 
     def _extend(self, block: EpisodeBlock, first: int) -> None:
         from tensordict import TensorDict
@@ -149,7 +164,10 @@ class Replay:
         return "episodes of the replay"
 
 
-def _blocks(store: EpisodeStore, start: int, stop: int) -> Iterator[tuple[int, EpisodeBlock]]:
-    """Episodes of a store in parts, each with the number of its first."""
-    for first in range(start, stop, _READ_EPISODES):
-        yield first, store.read_episodes(first, min(first + _READ_EPISODES, stop))
+def _blocks(stores: Sequence[EpisodeStore], start: int, stop: int) -> Iterator[tuple[int, EpisodeBlock]]:
+    """Episodes, numbered through all stores, in parts, each with the number of its first."""
+    before = 0
+    for store in stores:
+        for first in range(max(start - before, 0), min(stop - before, len(store)), _READ_EPISODES):
+            yield before + first, store.read_episodes(first, min(first + _READ_EPISODES, stop - before, len(store)))
+        before += len(store)

@@ -18,7 +18,8 @@ NEWT = "newt (arXiv 2511.19584)"
 class OnlineSettings:
     """How a model acts while it learns (TD-MPC2, section 3 and appendix; method: learning online).
 
-    `save_replay` is the folder of the store that keeps every episode; None is one in the run's folder.
+    `save_replay` is the folder of the store that keeps every episode; None is one in the run's folder. `replay_from` is
+    that of a store whose episodes the replay holds from the start; None is an empty replay.
     """
 
     utd: float | None = key(
@@ -90,6 +91,7 @@ class OnlineSettings:
         check=Whole(1, MOST_ENVS),
     )
     save_replay: Path | None = None
+    replay_from: Path | None = None
 
     def __post_init__(self) -> None:
         check_keys(self)

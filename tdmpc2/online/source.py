@@ -46,6 +46,7 @@ class OnlineSource:
         seed: of all episodes.
         workers: simulator processes.
         store: where every episode is kept, in segments that `state` commits.
+        given: a store whose episodes the replay holds before the run's own.
         device: of the batches.
         start_step: updates done.
         state: what `state` gave then; None for a new run.
@@ -64,6 +65,7 @@ class OnlineSource:
         workers: int,
         store: Path,
         device: torch.device,
+        given: EpisodeStore | None = None,
         start_step: int = 0,
         state: Mapping[str, Any] | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
@@ -79,6 +81,7 @@ class OnlineSource:
         self._asked_to_stop = asked_to_stop
         self._trained = trained
         self._place = store
+        self._given = () if given is None else (given,)
         self._store: EpisodeStore | None = None
         self._unsaved: list[Episode] = []
         self._news: list[dict[str, float]] = []
@@ -205,6 +208,7 @@ class OnlineSource:
             self._fill(int(state["episodes"]), str(state["fingerprint"]))
         else:
             self._store = _new_store(self._place, self._agent)
+            self._replay.fill(*self._given)
         # The simulators share the cores with the updates: no more of them than environments.
         self._pool = EnvPool(tasks, num_envs=envs, num_workers=min(self._workers, envs))
         jobs = (self._counted(job) for job in endless_jobs(tasks, self._seed, self._begun))
@@ -253,7 +257,7 @@ class OnlineSource:
                 f"{self._place}: is not the store of this run's episodes ({episodes:,} episodes, fingerprint "
                 f"{fingerprint}); put that one back, or start another run (exp_name=…)."
             )
-        self._replay.fill(store, self._tasks.tasks)
+        self._replay.fill(*self._given, store)
         self._store = store
 
     def _commit(self) -> EpisodeStore:

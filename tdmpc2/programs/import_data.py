@@ -1,6 +1,7 @@
-"""Imports published dataset files into a memory-mapped episode store, or prints what a store holds.
+"""Imports published dataset files or other stores into a memory-mapped episode store, or prints what a store holds.
 
 python scripts/import_data.py data/raw/mt30/chunk_*.pt --store data/mt30 [--dtype float16]
+python scripts/import_data.py logs/*/replay --store data/own --task mt30
 python scripts/import_data.py --store data/mt30 --summary
 
 An interrupted import is resumed by running it again: what is in the store already is skipped.
@@ -48,9 +49,13 @@ INTERRUPTED = "interrupted; run the same command again to go on"
 
 def main() -> None:
     parser = ProgramParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="published files (.pt)")
+    parser.add_argument("files", nargs="*", type=Path, metavar="SOURCE", help="published files (.pt), or stores")
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="the store's folder")
-    parser.add_argument("--task", default="mt30", help="task set whose order the files' ids follow (mt30)")
+    parser.add_argument(
+        "--task",
+        default="mt30",
+        help="task set of the store, whose order files' ids follow (mt30), or names of tasks with commas between",
+    )
     parser.add_argument(
         "--dtype",
         choices=sorted(DTYPES),
@@ -60,11 +65,13 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="read the store back and compare its checksums")
     arguments = parser.parse_args()
     if not arguments.files and not (arguments.summary or arguments.verify):
-        parser.error("name at least one FILE, or --summary or --verify")
+        parser.error("name at least one SOURCE, or --summary or --verify")
     if arguments.files and arguments.summary:
-        parser.error("--summary takes no FILE; the summary is printed after every import anyway")
+        parser.error("--summary takes no SOURCE; the summary is printed after every import anyway")
     if arguments.files:
-        with store_to_fill(arguments.store, task_set(arguments.task), dtype=arguments.dtype) as store:
+        names = arguments.task.split(",")
+        tasks = task_set(arguments.task) if len(names) == 1 else task_set("+".join(names), names)
+        with store_to_fill(arguments.store, tasks, dtype=arguments.dtype) as store:
             import_visibly(arguments.files, store)
     else:
         store = EpisodeStore.open(arguments.store)

@@ -195,10 +195,12 @@ def online_of(config: DictConfig) -> OnlineSettings | None:
         UserError: for a mode that is unknown, or data made for a run that makes its own.
     """
     check_keys(from_keys(RunKeys, config))
-    online = from_keys(OnlineSettings, config, save_replay=path_of(config, "save_replay"))
+    folders = {name: path_of(config, name) for name in ("save_replay", "replay_from")}
+    online = from_keys(OnlineSettings, config, **folders)
     if config.mode != "online":
-        if config.save_replay is not None:
-            raise UserError("save_replay keeps the episodes of an online run: add mode=online, or leave it out.")
+        for name, folder in folders.items():
+            if folder is not None:
+                raise UserError(f"{name} is for the replay of an online run: add mode=online, or leave it out.")
         return None
     if config.make_data:
         raise UserError("make_data=true is for offline runs: mode=online makes its own data; set make_data=false.")

@@ -261,6 +261,15 @@ class RunKeys:
         free_text=True,
         names_run=False,
     )
+    replay_from: str | None = key(
+        None,
+        "folder of a store of the same tasks, whose episodes the replay of an online run holds from the start and "
+        "drops first; null: none",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
     save_video: bool = key_of(
         EvaluateKeys,
         "save_video",

@@ -35,7 +35,7 @@ class RunData:
     """What a run learns from, read and checked; nothing of it has started.
 
     Attributes:
-        store: of episodes; None for the simulator.
+        store: of episodes; None for the simulator alone.
         labels: a teacher's rewards for the store.
         drawn: tells what a batch was drawn from.
         open: makes the source of batches, for the model that acts, from an update on and from what its `state` then
@@ -56,7 +56,7 @@ def run_data(settings: TrainSettings, state: TrainingState | None, ranks: Ranks)
     Raises:
         UserError: for data or labels that do not fit, or more than one process for an online run.
     """
-    return _from_store(settings, state, ranks) if settings.online is None else _from_simulator(settings, ranks)
+    return _from_store(settings, state, ranks) if settings.online is None else _from_simulator(settings, state, ranks)
 
 
 def _from_store(settings: TrainSettings, state: TrainingState | None, ranks: Ranks) -> RunData:
@@ -79,7 +79,7 @@ def _from_store(settings: TrainSettings, state: TrainingState | None, ranks: Ran
     return RunData(store, labels, sampler, opened, whole)
 
 
-def _from_simulator(settings: TrainSettings, ranks: Ranks) -> RunData:
+def _from_simulator(settings: TrainSettings, state: TrainingState | None, ranks: Ranks) -> RunData:
     online, tasks = settings.online, settings.task_set
     assert online is not None
     if ranks.size > 1:
@@ -94,6 +94,10 @@ def _from_simulator(settings: TrainSettings, ranks: Ranks) -> RunData:
         settings.run_dir / _ROWS if online.buffer_storage == "disk" else None,
     )
     workers = settings.evaluation.num_workers
+    given = None if online.replay_from is None else EpisodeStore.open(online.replay_from)
+    if given is not None:
+        replay.check(given)
+        given = given if state is None else recorded_store(given, state.identity)
 
     def opened(
         model: WorldModel, step: int, state: Mapping[str, Any] | None, asked_to_stop: Callable[[], bool]
@@ -109,10 +113,11 @@ def _from_simulator(settings: TrainSettings, ranks: Ranks) -> RunData:
             seed=settings.seed,
             workers=default_workers() if workers is None else workers,
             store=online.save_replay or settings.run_dir / REPLAY,
+            given=given,
             device=settings.device,
             start_step=step,
             state=state,
             asked_to_stop=asked_to_stop,
         )
 
-    return RunData(None, None, replay, opened, None)
+    return RunData(given, None, replay, opened, None)

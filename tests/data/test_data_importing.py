@@ -172,6 +172,53 @@ def test_another_width_is_refused_with_both(tmp_path: Path) -> None:
         import_files([save_published(tmp_path / "a.pt", tensors)], store)
 
 
+def add_episodes(store: EpisodeStore, ids: list[int]) -> None:
+    store.append(**make_episodes(task_set("own", store.tasks), ids, STEPS, store.obs_dim, store.action_dim))
+
+
+def made_store(path: Path, tasks: list[str], ids: list[int]) -> EpisodeStore:
+    store = open_or_create(path, task_set("own", tasks))
+    add_episodes(store, ids)
+    return store
+
+
+def test_stores_of_some_tasks_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = made_store(tmp_path / "one", ["pendulum-spin"], [0, 0, 0])
+    two = made_store(tmp_path / "two", ["walker-walk", "pendulum-swingup"], [1, 0])
+    store = open_or_create(tmp_path / "s", task_set("three", ["pendulum-swingup", "pendulum-spin", "walker-walk"]))
+    monkeypatch.setattr(importing, "_BLOCK_BYTES", 1)
+    import_files([one.path, two.path], store)
+    assert [store.tasks[task] for task in store.task_ids] == [
+        *["pendulum-spin"] * 3, "pendulum-swingup", "walker-walk"
+    ]  # fmt: skip
+    for index, (source, number) in enumerate([(one, 0), (one, 1), (one, 2), (two, 0), (two, 1)]):
+        found, expected = store.episode(index), source.episode(number)
+        for key in ("obs", "action", "reward"):
+            np.testing.assert_array_equal(found[key], expected[key])
+    # What a source has gained since is taken, what was taken is not taken again.
+    add_episodes(one, [0, 0])
+    seen: list[FileProgress] = []
+    import_files([one.path, two.path, two.path], EpisodeStore.open(store.path), seen.append)
+    assert [(p.file, p.episodes, p.skipped) for p in seen] == [
+        (1, 3, False), (1, 4, False), (1, 5, False), (2, 2, True), (3, 2, True)
+    ]  # fmt: skip
+    store = EpisodeStore.open(store.path)
+    assert len(store) == 7 and store.verify()
+    np.testing.assert_array_equal(store.episode(6)["obs"], EpisodeStore.open(one.path).episode(4)["obs"])
+
+
+def test_a_store_of_another_task_is_refused(tmp_path: Path) -> None:
+    other = made_store(tmp_path / "other", ["walker-walk"], [0])
+    store = open_or_create(tmp_path / "s", task_set("pendulum-spin"))
+    with pytest.raises(DataError, match=r"other: found episodes of walker-walk, expected tasks of .*\(pendulum-spin\)"):
+        import_files([other.path], store)
+    with pytest.raises(DataError, match="is the store itself"):
+        import_files([store.path], store)
+    with pytest.raises(DataError, match=r"empty.store\.json"):
+        (tmp_path / "empty").mkdir()
+        import_files([tmp_path / "empty"], store)
+
+
 FAULTS = {
     "task change": r"episode 1, step 30, key 'task': found 7 after 29",
     "task range": r"episode 1, key 'task': found 30, expected 0 to 29",

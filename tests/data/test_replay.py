@@ -12,7 +12,7 @@ from run_fixtures import DUO
 from tdmpc2.data.replay import Replay
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store import EpisodeBlock, EpisodeStore
-from tdmpc2.errors import UserError
+from tdmpc2.errors import DataError, UserError
 
 T, B, H = 12, 32, 3
 
@@ -35,9 +35,9 @@ def grown(episodes: int, capacity: int = 5 * T + 7, folder: Path | None = None) 
     return replay
 
 
-def stored(path: Path, episodes: int) -> EpisodeStore:
+def stored(path: Path, episodes: int, first: int = 0) -> EpisodeStore:
     store = EpisodeStore.create(path, DUO.tasks, DUO.obs_dim, DUO.action_dim, T)
-    for number in range(episodes):
+    for number in range(first, first + episodes):
         e = episode(number)
         store.append(e.obs, e.action, e.reward, e.task)
     return store
@@ -79,13 +79,32 @@ def test_batches_are_those_of_the_store_for_the_same_slices(tmp_path: Path) -> N
 @pytest.mark.parametrize("episodes", [3, 5, 8, 10])
 def test_a_replay_filled_again_draws_the_same(tmp_path: Path, episodes: int) -> None:
     before, after = grown(episodes), Replay(DUO, 5 * T + 7, T, B, H, seed=3)
-    after.fill(stored(tmp_path, episodes), DUO.tasks)
+    after.fill(stored(tmp_path, episodes))
     for number in range(episodes, episodes + 7):
         for step in (number, 1000 + number):
             assert torch.equal(before.batch(step).obs, after.batch(step).obs)
         assert before.drawn(number) == after.drawn(number)
         before.add(episode(number))
         after.add(episode(number))
+
+
+@pytest.mark.parametrize("given", [2, 5, 7])
+@pytest.mark.parametrize("own", [0, 4, 9])
+def test_episodes_of_another_store_come_first(tmp_path: Path, given: int, own: int) -> None:
+    """As if the run had added them itself before its own."""
+    before, after = grown(given + own), Replay(DUO, 5 * T + 7, T, B, H, seed=3)
+    after.fill(stored(tmp_path / "given", given), stored(tmp_path / "own", own, first=given))
+    assert after.added == given + own
+    for number in range(given + own, given + own + 6):
+        assert torch.equal(before.batch(number).obs, after.batch(number).obs)
+        before.add(episode(number))
+        after.add(episode(number))
+
+
+def test_a_store_of_other_tasks_is_refused(tmp_path: Path) -> None:
+    other = EpisodeStore.create(tmp_path, DUO.tasks[::-1], DUO.obs_dim, DUO.action_dim, T)
+    with pytest.raises(DataError, match=f"of {DUO.tasks[1]}, {DUO.tasks[0]}; expected .* in this order"):
+        Replay(DUO, 5 * T, T, B, H, seed=3).fill(other)
 
 
 def test_what_an_update_draws_depends_on_seed_and_step_alone() -> None:

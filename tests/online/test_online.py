@@ -16,6 +16,7 @@ from tdmpc2.agent import Agent
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.checkpointing.fewer_tasks import dims_of_fewer, weights_of_fewer
 from tdmpc2.checkpointing.files import read_checkpoint
+from tdmpc2.data.replay import Replay
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.envs import EnvPool
 from tdmpc2.errors import CheckpointError, DataError, UserError
@@ -118,6 +119,30 @@ def test_workers_and_storage_change_nothing(whole: Path, tmp_path: Path) -> None
     tiny_run(tmp_path, *keys, "buffer_storage=disk", f"save_replay={tmp_path / 'kept'}")
     assert same(weights(tmp_path), weights(whole))
     assert len(EpisodeStore.open(tmp_path / "kept")) == 6 and not (tmp_path / "replay").exists()
+
+
+def test_a_replay_begins_with_another_runs(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes on with them after a kill, and with those it began with when that store has grown since."""
+    given = shutil.copytree(whole / "replay", tmp_path / "given")
+    keys = (*ONLINE, "buffer_size=3006", f"replay_from={given}")
+    seen: list[int] = []
+    fill = Replay.fill
+
+    def counted(replay: Replay, *stores: EpisodeStore) -> None:
+        fill(replay, *stores)
+        seen.append(len(replay))
+
+    monkeypatch.setattr(Replay, "fill", counted)
+    assert tiny_run(tmp_path / "once", *keys, "steps=2000").step == 40 and seen == [6]
+    assert tiny_run(tmp_path / "parts", *keys, "steps=1500").step == 30
+    store = EpisodeStore.open(given)
+    block = store.read_episodes(0, 1)
+    store.append(block.obs, block.action, block.reward, block.task)
+    assert tiny_run(tmp_path / "parts", *keys, "steps=2000", "resume=true").step == 40 and seen[1:] == [6, 6]
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "once"))
+    with pytest.raises(UserError, match=r"data was .*6 episodes, fingerprint .* and is .*simulator"):
+        tiny_run(tmp_path / "parts", *keys[:-1], "steps=2000", "resume=true")
+    assert not same(weights(tmp_path / "once"), weights(whole))
 
 
 def test_other_simulations_begin_anew(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,6 +354,8 @@ def test_a_rollout_goes_on_from_seeds_and_actions() -> None:
         (("mode=online", "steps=100"), "end before the first update: seed_episodes=5 of 2 tasks take 5,000"),
         (("mode=online", "make_data=true"), "make_data=true is for offline runs"),
         (("save_replay=kept",), "add mode=online"),
+        (("replay_from=kept",), "replay_from is for the replay of an online run: add mode=online"),
+        (("mode=online", "replay_from=kept"), r"kept.store\.json"),
         (("mode=online", "teacher=dataset"), "mode=online has none before it ends"),
         (("mode=online", "utd=0"), "utd must be above 0"),
         (("mode=online", "act_with=nobody"), "act_with=nobody is unknown"),
