@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,8 @@ def import_files(
     """Imports files in the published format, and other stores, in segments; `report` is called first and
     after every block.
 
-    A file's checksums are compared before any of it is imported. A store may be of some of the tasks alone: its
-    episodes are padded to this one's widths.
+    A file's checksums are compared before any of it is imported. A store may be of other tasks too: its
+    episodes of this one's are taken, padded to this one's widths.
 
     All sources are opened and laid against the store before the first is read. What is in the store already (of a
     source of the same size and fingerprint, whatever its name) is skipped: an interrupted import is resumed by
@@ -204,26 +205,30 @@ class _File:
 
 
 class _OtherStore:
-    """A store of some or all of the tasks, in any order."""
+    """A store that has tasks in common with the one to fill, in any order; episodes of others are left out."""
 
     def __init__(self, path: str | Path, store: EpisodeStore) -> None:
         self._store = other = EpisodeStore.open(path)
         self.path = other.path
         if other.path.resolve() == store.path.resolve():
             raise DataError(f"{other.path}: is the store itself, expected another one.")
-        unknown = [name for name in other.tasks if name not in store.tasks]
-        if unknown:
+        own = {name: position for position, name in enumerate(store.tasks)}
+        self._ids = np.array([own.get(name, -1) for name in other.tasks], np.int64)
+        if (self._ids < 0).all():
             raise DataError(
-                f"{other.path}: found episodes of {printable(', '.join(unknown))}, expected tasks of {store.path} "
-                f"({printable(', '.join(store.tasks))}); make a store for a task set that has them all."
+                f"{other.path}: found episodes of {printable(', '.join(other.tasks))}, expected some of "
+                f"{printable(', '.join(store.tasks))}; make the store for a task set that has them."
             )
-        self._ids = np.array([store.tasks.index(name) for name in other.tasks], np.int64)
-        wide = other.obs_dim > store.obs_dim or other.action_dim > store.action_dim
-        if wide or other.episode_steps != store.episode_steps:
+        if other.episode_steps != store.episode_steps:
             raise DataError(
-                f"{other.path}: found {_layout_of(other)}, expected no wider ones and as many steps as "
-                f"{_layout_of(store)} of {store.path}."
+                f"{other.path}: found {_layout_of(other)}, expected {store.episode_steps} steps an episode."
             )
+        for name, obs_dim, action_dim in zip(other.tasks, other.header.obs_dims, other.header.action_dims, strict=True):
+            if name in own and (obs_dim > store.obs_dim or action_dim > store.action_dim):
+                raise DataError(
+                    f"{other.path}: found {printable(name)} with obs {obs_dim} and action {action_dim}, expected at "
+                    f"most {store.obs_dim} and {store.action_dim}."
+                )
         self._widths = store.obs_dim, store.action_dim
 
     @property
@@ -250,11 +255,13 @@ class _OtherStore:
     def blocks(self, episodes: int, first: int, stop: int) -> Iterator[EpisodeBlock]:
         for start in range(first, stop, episodes):
             block = self._store.read_episodes(start, min(start + episodes, stop))
+            task = self._ids[block.task]
+            taken = task >= 0
             obs, action = (
-                np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[-1])))
+                np.pad(part[taken], ((0, 0), (0, 0), (0, max(0, width - part.shape[-1]))))[..., :width]
                 for part, width in zip((block.obs, block.action), self._widths, strict=True)
             )
-            yield EpisodeBlock(obs, action, block.reward, self._ids[block.task])
+            yield EpisodeBlock(obs, action, block.reward[taken], task[taken])
 
 
 def _import(
@@ -275,9 +282,9 @@ def _import(
         stop = min(first + a_segment, len(source))
         about = {**details, "first": first, "stop": stop}
         with store.writer(str(source.path), about, first_episode=first, after=len(store)) as writer:
-            for block in source.blocks(episodes, first, stop):
+            for read, block in zip(itertools.count(first + episodes, episodes), source.blocks(episodes, first, stop)):
                 writer.write(block.obs, block.action, block.reward, block.task)
-                report(FileProgress(source.path, number, sources, first + writer.episodes, len(source)))
+                report(FileProgress(source.path, number, sources, min(read, stop), len(source)))
 
 
 def _layout_of(store: EpisodeStore) -> str:
