@@ -41,6 +41,11 @@ class Batch:
         """A copy in memory of its own."""
         return self._each(torch.Tensor.clone)
 
+    def slices(self, positions: torch.Tensor) -> Batch:
+        """Some of its slices: int64 [b] of their positions; without targets."""
+        held = {name: values for name, values in self.tensors().items() if not name.startswith(_TARGETS)}
+        return Batch.of({name: v.index_select(0 if name == "task" else 1, positions) for name, v in held.items()})
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those that it holds, by the names of the fields and "targets.<name>"; `of` makes the same batch of them."""
         held = {name: getattr(self, name) for name in _FIELDS}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from tdmpc2.data.batch import Batch
-from tdmpc2.distillation.teacher import Draws
+from tdmpc2.distillation.committee import Committee
+from tdmpc2.distillation.teacher import Draws, Teacher
 from tdmpc2.errors import UserError
 from tdmpc2.objectives import Knowledge, Objective
 
@@ -55,11 +56,15 @@ class DatasetRewards:
         return cast(Knowledge, _KnownRewards(batch, batch.reward))
 
 
+AnyTeacher: TypeAlias = Teacher | Committee | DatasetRewards
+"""What teaches a run."""
+
+
 class Lessons:
     """Asks for what the objectives of a run need, and for nothing else.
 
     Args:
-        source: who is asked.
+        source: who is asked, or several who share a batch out among them.
         objectives: of the run.
         seed: of the actions that are drawn for questions.
         batch_size: of all processes together.
@@ -70,7 +75,7 @@ class Lessons:
     """
 
     def __init__(
-        self, source: Source, objectives: Sequence[Objective], seed: int, batch_size: int, part: slice
+        self, source: Source | Committee, objectives: Sequence[Objective], seed: int, batch_size: int, part: slice
     ) -> None:
         known = source.name if isinstance(source, LabelledRewards | DatasetRewards) else None
         for objective in objectives:
@@ -78,6 +83,11 @@ class Lessons:
                 raise UserError(
                     f"{objective.name} asks more of a teacher than the rewards that teacher={known} has: give the "
                     f"teacher itself (such as teacher=317M with teacher.checkpoint=…), or {objective.name}=0."
+                )
+            if isinstance(source, Committee) and objective.one_latent:
+                raise UserError(
+                    f"{objective.name} compares latents with one teacher's, and every one of several has latents of "
+                    f"its own: set {objective.name}=0, or give one teacher (teacher.checkpoint=…)."
                 )
         self._source = source
         self._objectives = objectives
@@ -88,14 +98,25 @@ class Lessons:
         """The batch of the update after `step`, with what is said of it."""
         if not self._objectives:
             return batch
-        view, draws = self._view(batch, step)
+        draws = self._draws(step)
+        if not isinstance(self._source, Committee):
+            return replace(batch, targets=self._asked(self._source, batch, draws))
+        parts = [
+            (positions, self._asked(member, batch.slices(positions), draws.of(positions)))
+            for member, positions in self._source.shares(batch)
+        ]
+        return replace(batch, targets=_joined(parts, len(batch.task)))
+
+    def _asked(self, source: Source, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """What one says, for every objective."""
+        view = self._view(source, batch, draws)
         targets: dict[str, Tensor] = {}
         # Those that ask about most steps come first: the others' answers are then part of theirs.
         horizon = batch.action.shape[0]
         for objective in sorted(self._objectives, key=lambda o: -o.observations(horizon)):
             draws.by(objective.name)
             targets |= {f"{objective.name}.{what}": values for what, values in objective.ask(view).items()}
-        return replace(batch, targets=targets)
+        return targets
 
     @property
     def fits(self) -> str:
@@ -105,13 +126,27 @@ class Lessons:
     @torch.no_grad()
     def fit(self, batches: Iterator[Batch]) -> None:
         """Lets objectives see batches before the first update, those that want to."""
+        source = self._source
         for objective in self._objectives:
             if objective.fit_batches:
-                shown = (self._view(next(batches), step)[0] for step in range(objective.fit_batches))
+                assert not isinstance(source, Committee)  # its latents are refused
+                shown = (self._view(source, next(batches), self._draws(step)) for step in range(objective.fit_batches))
                 objective.fit(shown)
 
-    def _view(self, batch: Batch, step: int) -> tuple[Knowledge, Draws]:
+    def _view(self, source: Source, batch: Batch, draws: Draws) -> Knowledge:
         horizon = batch.action.shape[0]
-        observations = max(objective.observations(horizon) for objective in self._objectives)
-        draws = Draws(self._seed, step, self._size, self._part)
-        return self._source.view(batch, observations, draws), draws
+        return source.view(batch, max(objective.observations(horizon) for objective in self._objectives), draws)
+
+    def _draws(self, step: int) -> Draws:
+        return Draws(self._seed, step, self._size, self._part)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Mapping[str, Tensor]]], size: int) -> dict[str, Tensor]:
+    """Targets of a whole batch of `size` slices from those of its parts, whose positions [b] are given."""
+    joined: dict[str, Tensor] = {}
+    for positions, targets in parts:
+        for name, values in targets.items():
+            if name not in joined:
+                joined[name] = values.new_empty(*values.shape[:-2], size, values.shape[-1])
+            joined[name].index_copy_(-2, positions, values.to(joined[name].dtype))
+    return joined

@@ -32,19 +32,26 @@ class Teacher:
     Args:
         model: the teacher's model, with the parts that will be asked.
         task_set: the teacher's tasks.
-        student_tasks: the student's tasks; each must be one of the teacher's, matched by name.
+        student_tasks: the student's tasks; each that is asked about must be one of the teacher's, matched by name.
         precision: float32, or bfloat16 weights and products, in half the memory. The model is cast in place.
+        asked: the student's tasks that it is asked about; all by default.
 
     Raises:
         UserError: when the teacher does not know a task of the student, or the precision is unknown.
     """
 
     def __init__(
-        self, model: WorldModel, task_set: TaskSet, student_tasks: TaskSet, precision: str = "float32"
+        self,
+        model: WorldModel,
+        task_set: TaskSet,
+        student_tasks: TaskSet,
+        precision: str = "float32",
+        asked: tuple[str, ...] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"teacher.precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
-        unknown = [t for t in student_tasks.tasks if t not in task_set.tasks]
+        self.asked = student_tasks.tasks if asked is None else asked
+        unknown = [t for t in self.asked if t not in task_set.tasks]
         if unknown:
             raise UserError(
                 f"the teacher knows task set '{task_set.name}' and not {', '.join(unknown)}; "
@@ -57,7 +64,8 @@ class Teacher:
         self.model = model.to(PRECISIONS[precision]).eval().requires_grad_(False)
         self.dims = model.dims
         self.device = next(model.parameters()).device
-        self._ids = torch.tensor([task_set.index(t) for t in student_tasks.tasks], device=self.device)
+        ids = [task_set.index(t) if t in self.asked else -1 for t in student_tasks.tasks]
+        self._ids = torch.tensor(ids, device=self.device)
         masks = student_tasks.action_masks() if student_tasks.multitask else None
         self.action_masks = None if masks is None else torch.as_tensor(masks, dtype=torch.float32, device=self.device)
         """[tasks, A] of the student's tasks and width; None for a student of a single task."""
@@ -163,14 +171,19 @@ class Draws:
         seed: of the run.
         step: updates done before.
         batch_size: of all processes together.
-        part: this process's slices of it.
+        part: this process's slices of it, or the positions of some.
     """
 
-    def __init__(self, seed: int, step: int, batch_size: int, part: slice) -> None:
+    def __init__(self, seed: int, step: int, batch_size: int, part: slice | Tensor) -> None:
         self._seed, self._step = seed, step
         self._size, self._part = batch_size, part
         self._generator: torch.Generator | None = None
         self._asker = ""
+
+    def of(self, positions: Tensor) -> Draws:
+        """Those of some of this process's slices."""
+        own = torch.arange(self._size, device=positions.device)[self._part]
+        return Draws(self._seed, self._step, self._size, own[positions])
 
     def by(self, name: str) -> None:
         """Who asks from now on."""
@@ -220,6 +233,19 @@ def load_teacher(
     Raises:
         CheckpointError: for a file that is damaged, of another size or task set.
     """
+    model, tasks = teacher_model(path, task=task, model_size=model_size, device=device, parts=parts)
+    return Teacher(model, tasks, student_tasks, precision)
+
+
+def teacher_model(
+    path: str | Path,
+    *,
+    task: str | TaskSet | None = None,
+    model_size: int | None = None,
+    device: torch.device | str = "cpu",
+    parts: Collection[Part] = REWARD_PARTS,
+) -> tuple[WorldModel, TaskSet]:
+    """A teacher's parts and its tasks, before it is known what it is asked; see `load_teacher`."""
     checkpoint = read_checkpoint(path, tuple(parts))
     if model_size is not None:
         check_size(checkpoint, model_size)
@@ -233,7 +259,7 @@ def load_teacher(
             tasks = checkpoint_task_set(checkpoint, task)
         except CheckpointError as error:
             raise CheckpointError(f"{error} If the teacher knows other tasks than the student, {hint}.") from None
-    return Teacher(build_model(checkpoint, tasks, device), tasks, student_tasks, precision)
+    return build_model(checkpoint, tasks, device), tasks
 
 
 def random_teacher(

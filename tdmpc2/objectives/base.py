@@ -107,6 +107,7 @@ class Objective(ABC):
         parts: of the teacher, what it asks; the teacher has no others.
         of_policy: whether its loss belongs to the policy's optimiser (`policy_loss`) or the world model's (`loss`).
         rewards_suffice: whether it only asks for `rewards`, which labels and the dataset's own rewards can stand for.
+        one_latent: whether it compares latents with the teacher's, which several teachers do not share.
         fit_batches: batches that it wants to see before a new run's first update (`fit`).
     """
 
@@ -116,6 +117,7 @@ class Objective(ABC):
     parts: ClassVar[tuple[Part, ...]] = ()
     of_policy: ClassVar[bool] = False
     rewards_suffice: ClassVar[bool] = False
+    one_latent: ClassVar[bool] = False
 
     @property
     def fit_batches(self) -> int:
@@ -127,7 +129,8 @@ class Objective(ABC):
 
     @abstractmethod
     def ask(self, teacher: Knowledge) -> dict[str, Tensor]:
-        """What its loss needs of the teacher for one batch; it comes back in `Batch.targets` (`target`)."""
+        """What its loss needs of the teacher for one batch, each [..., B, N]; it comes back in `Batch.targets`
+        (`target`)."""
 
     def target(self, batch: Batch, what: str) -> Tensor:
         """What `ask` returned under that name."""

@@ -40,6 +40,7 @@ class LatentLinearDistillation(Objective):
     )
     name: ClassVar[str] = "d_latent_linear"
     parts: ClassVar[tuple[Part, ...]] = ("encoder", "dynamics")
+    one_latent: ClassVar[bool] = True
 
     def bound(self, student: ModelDims, teacher: ModelDims | None, seed: int) -> LatentLinearDistillation:
         if teacher is None:

@@ -91,6 +91,7 @@ class LatentPcaDistillation(Objective):
     )
     name: ClassVar[str] = "d_latent_pca"
     parts: ClassVar[tuple[Part, ...]] = ("encoder", "dynamics")
+    one_latent: ClassVar[bool] = True
 
     @property
     def fit_batches(self) -> int:

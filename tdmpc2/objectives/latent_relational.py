@@ -29,6 +29,7 @@ class LatentRelationalDistillation(Objective):
     )
     name: ClassVar[str] = "d_latent_relational"
     parts: ClassVar[tuple[Part, ...]] = ("encoder", "dynamics")
+    one_latent: ClassVar[bool] = True
 
     def ask(self, teacher: Knowledge) -> dict[str, Tensor]:
         return {"similarity": similarities(teacher.next_latents())}

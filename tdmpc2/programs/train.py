@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tdmpc2.distillation import Teacher
+from tdmpc2.distillation import Committee, Teacher
 from tdmpc2.embedded import embedded_folder, embedded_store
 from tdmpc2.envs.gym_env import ACTION_REPEAT
 from tdmpc2.errors import UserError
@@ -90,6 +90,9 @@ def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
         if isinstance(teacher, Teacher):
             loaded = f"{teacher.num_parameters / 1e6:.1f}M parameters loaded"
             learns_from = f"teacher {settings.teacher_name} ({loaded}), {coefficients(settings)}"
+        elif isinstance(teacher, Committee):
+            loaded = f"{len(teacher.members)} of them, {teacher.num_parameters / 1e6:.1f}M parameters loaded"
+            learns_from = f"teachers {settings.teacher_name} ({loaded}), {coefficients(settings)}"
         elif teacher is not None:
             learns_from = f"the dataset's rewards in a teacher's place, {coefficients(settings)}"
         elif settings.labels is not None:

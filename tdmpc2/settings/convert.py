@@ -16,7 +16,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tdmpc2.agent import resolve_device
 from tdmpc2.data.labels import read_labels
-from tdmpc2.distillation import REWARD_PARTS, DatasetRewards, Teacher, load_teacher, random_teacher
+from tdmpc2.distillation import (
+    REWARD_PARTS,
+    AnyTeacher,
+    DatasetRewards,
+    Teacher,
+    load_committee,
+    load_teacher,
+    random_teacher,
+)
 from tdmpc2.errors import CheckpointError, UserError, printable
 from tdmpc2.evaluation.runner import EvaluationSettings
 from tdmpc2.execution import Execution
@@ -261,8 +269,8 @@ def _labels_to_train_from(teacher: DictConfig) -> Path | None:
     return None
 
 
-def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Teacher | DatasetRewards | None:
-    """The teacher that the configuration names, with the parts that its objectives ask.
+def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> AnyTeacher | None:
+    """The teacher that the configuration names, or several, with the parts that its objectives ask.
 
     None for `teacher=none` and `teacher=labels`, and where no objective has a coefficient above 0.
 
@@ -283,12 +291,25 @@ def teacher_of(config: DictConfig, tasks: TaskSet, device: torch.device) -> Teac
     if not objectives:
         return None
     parts = [part for part in ALL_PARTS if any(part in objective.parts for objective in objectives)]
-    return live_teacher(config, tasks, device, parts)
+    if config.teacher.checkpoints is None:
+        return live_teacher(config, tasks, device, parts)
+    if config.teacher.checkpoint is not None or config.teacher.random_weights:
+        raise UserError("teacher.checkpoints are several teachers' files: leave teacher.checkpoint and random_weights.")
+    if not config.teacher.checkpoints:
+        raise UserError("teacher.checkpoints is empty, expected the file of at least one teacher.")
+    return load_committee(
+        [expanded(path) for path in config.teacher.checkpoints],
+        tasks,
+        task=None if config.teacher.task is None else task_set(config.teacher.task),
+        device=device,
+        precision=config.teacher.precision or "float32",
+        parts=parts,
+    )
 
 
 def _check_no_teacher(teacher: DictConfig) -> None:
     """Raises a UserError for keys of a teacher where there is to be none."""
-    given = [key for key in ("checkpoint", "labels", "task", "precision") if teacher[key] is not None]
+    given = [key for key in ("checkpoint", "checkpoints", "labels", "task", "precision") if teacher[key] is not None]
     given += ["random_weights"] if teacher.random_weights else []
     if given:
         raise UserError(
@@ -328,13 +349,16 @@ def live_teacher(
     teacher = config.teacher
     precision = teacher.precision or "float32"
     teacher_tasks = None if teacher.task is None else task_set(teacher.task)
+    if teacher.checkpoints is not None:
+        raise UserError("teacher.checkpoints are for training with several teachers; here give teacher.checkpoint.")
     if teacher.random_weights:
         dims = model_dims_of(teacher, teacher_tasks or tasks, config)
         return random_teacher(dims, teacher_tasks or tasks, tasks, config.seed, device, precision, parts)
     path = path_of(teacher, "checkpoint")
+    several = teacher.name == "specialists"
     if path is None:
         raise UserError(
-            f"teacher={teacher.name} needs its weights: give teacher.checkpoint=… "
+            f"teacher={teacher.name} needs its weights: give teacher.checkpoint{'s' * several}=… "
             "(scripts/download.py fetches the published ones), or teacher=none to train from scratch."
         )
     changed = any(teacher[key] is not None for key in SIZE_DIMS)

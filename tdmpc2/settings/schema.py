@@ -153,6 +153,13 @@ class TeacherKeys:
     checkpoint: str | None = key(
         None, "file of its weights", unit="path", source=THIS_PROJECT, free_text=True, names_run=False
     )
+    checkpoints: tuple[str, ...] | None = key(
+        None,
+        "files of several teachers' weights, each asked about the tasks that it knows (teacher=specialists)",
+        unit="paths",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
     task: str | None = key(
         None,
         "its task set, for released files, which do not name theirs; null: the student's",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdmpc2.data.labels import LabelColumn
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.distillation import DatasetRewards, Teacher
+from tdmpc2.distillation import AnyTeacher, DatasetRewards
 from tdmpc2.errors import CheckpointError, UserError, printable
 
 _SHORT = reprlib.Repr()
@@ -28,7 +28,7 @@ _DATA = re.compile(r"(\d+) episodes, fingerprint ([0-9a-f]{16})")
 
 
 def content_identity(
-    store: EpisodeStore | None, teacher: Teacher | DatasetRewards | None, labels: LabelColumn | None
+    store: EpisodeStore | None, teacher: AnyTeacher | None, labels: LabelColumn | None
 ) -> dict[str, Any]:
     """What the data and the teacher are, whatever folder they lie in; without a store, the data is the simulator's."""
     weights = "none"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from tdmpc2.data.source import BatchSource
-from tdmpc2.distillation import DatasetRewards, LabelledRewards, Lessons, Teacher
+from tdmpc2.distillation import AnyTeacher, Committee, LabelledRewards, Lessons, Teacher
 from tdmpc2.errors import UserError
 from tdmpc2.memory import check_memory
-from tdmpc2.model import WorldModel, model_bytes, update_bytes
+from tdmpc2.model import ModelDims, WorldModel, model_bytes, update_bytes
 from tdmpc2.objectives import Objective
 from tdmpc2.quantisation import scheme_named
 from tdmpc2.training.finite import FiniteWatch
@@ -78,7 +78,7 @@ class PreparedRun:
         return self.ranks.any(interrupt.signal is not None, self.settings.device)
 
 
-def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ranks: Ranks) -> PreparedRun:
+def prepare(settings: TrainSettings, teacher: AnyTeacher | None, ranks: Ranks) -> PreparedRun:
     """Reads and checks the state, the data, the labels and the student.
 
     Raises:
@@ -87,7 +87,7 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
     """
     states = StateFolder(settings.run_dir)
     state = found_state(settings, states)
-    if isinstance(teacher, Teacher):
+    if isinstance(teacher, Teacher | Committee):
         teacher.check_frozen()
     part = ranks.part(settings.batch_size)
     _check_memory(settings, ranks)
@@ -113,8 +113,9 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
     source = teacher if data.labels is None else LabelledRewards()
     if settings.objectives and source is None:
         raise UserError(f"{settings.objectives[0].name} needs a teacher, and this run has none.")
-    dims = teacher.dims if isinstance(teacher, Teacher) else None
-    objectives = tuple(objective.bound(student.dims, dims, settings.seed) for objective in settings.objectives)
+    objectives = settings.objectives
+    for dims in _dims_of(teacher):
+        objectives = tuple(objective.bound(student.dims, dims, settings.seed) for objective in objectives)
     lessons = None
     if source is not None:
         lessons = Lessons(source, objectives, settings.seed, settings.batch_size, part)
@@ -139,6 +140,12 @@ def prepare(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, r
         state=state,
         watch=FiniteWatch(data.drawn, settings.device),
     )
+
+
+def _dims_of(teacher: AnyTeacher | None) -> tuple[ModelDims | None, ...]:
+    if isinstance(teacher, Committee):
+        return teacher.all_dims
+    return (teacher.dims if isinstance(teacher, Teacher) else None,)
 
 
 def _learner(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdmpc2.data.source import BatchSource, Interrupted
-from tdmpc2.distillation import DatasetRewards, Teacher
+from tdmpc2.distillation import AnyTeacher
 from tdmpc2.training.interrupt import Interrupt
 from tdmpc2.training.outputs import RunOutputs
 from tdmpc2.training.preparing import PreparedRun, prepare
@@ -30,7 +30,7 @@ class TrainResult:
     updates_per_second: float
 
 
-def train(settings: TrainSettings, teacher: Teacher | DatasetRewards | None, ranks: Ranks | None = None) -> TrainResult:
+def train(settings: TrainSettings, teacher: AnyTeacher | None, ranks: Ranks | None = None) -> TrainResult:
     """Runs `settings.updates` updates, or resumes up to them.
 
     One loop for both kinds of run: an online one's source of batches acts as far as its next batch asks.
