@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from tdmpc2.errors import UserError
 from tdmpc2.keys import THIS_PROJECT, check_keys, key
 from tdmpc2.ranges import MOST_SCALE, OneOf, Share, Whole, Within
+
+PLANNED = "labels/planner"
+"""The folder, in a store's, of what a planner would do, unless a key names another."""
 
 PWM = "PWM (arXiv 2407.02466)"
 
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """Keys of `mode=extract`; the coefficients weigh what the policy's loss is made of."""
+    """Keys of `mode=extract`; the coefficients weigh what the policy's loss is made of.
+
+    `imitate_labels` is the folder of the planner's actions; None where nothing is imitated.
+    """
+
+    imitate_labels: Path | None = None
 
     e_imagine: float = key(
         1.0,
@@ -43,6 +53,14 @@ class ExtractionSettings:
         source=THIS_PROJECT,
         check=Within(0, MOST_SCALE),
     )
+    e_imitate: float = key(
+        0.0,
+        "of mode=extract: weight of the squared error towards what the model's own planner would do (imitate_labels), "
+        "in the states that were planned from",
+        unit="factor",
+        source=THIS_PROJECT,
+        check=Within(0, MOST_SCALE),
+    )
     lr_end: float = key(
         0.0,
         "of mode=extract: learning rate of the last update, as a part of lr, which falls to it along a line",
@@ -56,7 +74,15 @@ class ExtractionSettings:
 
     def check_objectives(self, others: int) -> None:
         """Raises a `UserError` where nothing is left to learn from; `others` objectives come from a teacher."""
-        if not self.e_imagine and not others:
+        if not self.e_imagine and not self.e_imitate and not others:
             raise UserError(
-                "mode=extract has nothing to learn from: set e_imagine above 0, or d_policy with a teacher."
+                "mode=extract has nothing to learn from: set e_imagine or e_imitate above 0, or d_policy with a "
+                "teacher."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change when a run resumes; what the labels hold is compared apart."""
+        held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "imitate_labels"}
+        # States written before these keys were there do not name them.
+        later = dict.fromkeys(("e_imitate",), 0.0)
+        return {name: value for name, value in held.items() if later.get(name) != value}

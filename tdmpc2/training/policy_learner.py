@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
-from tdmpc2.extraction import ExtractionSettings, imagined
+from tdmpc2.extraction import ExtractionSettings, imagined, imitation_loss
 from tdmpc2.model import WorldModel
 from tdmpc2.objectives import Objective, PolicyRollout, task_of
 from tdmpc2.training.execution import UPDATES
@@ -97,6 +97,10 @@ class PolicyLearner:
         }
         mean, log_std = (values.unflatten(0, (steps, size)) for values in (found.first.mean, found.first.log_std))
         rollout = PolicyRollout(latents, mean, log_std, torch.ones(steps, device=mean.device))
+        if settings.e_imitate:
+            error, metrics["labelled"] = imitation_loss(model, batch, mean)
+            metrics["imitation_loss"] = error.detach()
+            loss = loss + settings.e_imitate * error
         for objective in self._objectives:
             if objective.has_target(batch):
                 term = objective.policy_loss(model, batch, rollout)

@@ -224,7 +224,7 @@ class TrainSettings:
         """What a policy's extraction depends on beside that: the learning rate falls over all of its updates."""
         if self.extraction is None:
             return {}
-        return {"mode": "extract", "updates": self.updates, **asdict(self.extraction)}
+        return {"mode": "extract", "updates": self.updates, **self.extraction.identity()}
 
     def _acting(self) -> dict[str, Any]:
         """The settings that an online run's decisions depend on; nothing for an offline one."""
