@@ -61,6 +61,14 @@ class ExtractionSettings:
         source=THIS_PROJECT,
         check=Within(0, MOST_SCALE),
     )
+    weight_average: float = key(
+        0.0,
+        "of mode=extract: decay of an exponential average of the policy head's weights, which is what is evaluated and "
+        "saved; 0: the last weights",
+        unit="ratio",
+        source=THIS_PROJECT,
+        check=Share(zero=True),
+    )
     lr_end: float = key(
         0.0,
         "of mode=extract: learning rate of the last update, as a part of lr, which falls to it along a line",
@@ -84,5 +92,5 @@ class ExtractionSettings:
         """What may not change when a run resumes; what the labels hold is compared apart."""
         held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "imitate_labels"}
         # States written before these keys were there do not name them.
-        later = dict.fromkeys(("e_imitate",), 0.0)
+        later = dict.fromkeys(("e_imitate", "weight_average"), 0.0)
         return {name: value for name, value in held.items() if later.get(name) != value}

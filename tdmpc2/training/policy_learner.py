@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from tdmpc2.training.learner import OptimiserSettings, clipped_step
 
 
 class PolicyLearner:
-    """Owns what an update changes: the policy head, its optimiser, the running scale and the noise generator.
+    """Owns what an update changes: the policy head, its optimiser and average, the running scale, the noise generator.
 
     Args:
         model: a trained one; all but its policy head is frozen here.
@@ -52,6 +54,7 @@ class PolicyLearner:
             if not objective.of_policy:
                 raise UserError(f"{objective.name} trains the world model, which mode=extract leaves as it is.")
         self.model = self.master = model.eval()
+        """What acts and is kept: with `weight_average` its policy head is the average."""
         self.own = nn.ModuleDict()
         self.execution = (execution or Execution()).supported_on(device, UPDATES)
         if self.execution.cudagraphs:
@@ -61,7 +64,10 @@ class PolicyLearner:
         self._objectives = objectives
         self._discounts = discounts.to(device)
         model.requires_grad_(False)
-        self._params = list(model.policy_head.requires_grad_(True).parameters())
+        self._averaged: list[Tensor] = list(model.policy_head.parameters()) if settings.weight_average else []
+        self._trained = _with_own_head(model) if settings.weight_average else model
+        """Whose policy head the updates change."""
+        self._params = list(self._trained.policy_head.requires_grad_(True).parameters())
         self.optimiser = torch.optim.Adam(self._params, lr=optimiser.lr, eps=1e-5, fused=True)
         self.scale = optimiser.running_scale(discounts, device, measured=True)
         self.noise = torch.Generator(device=device).manual_seed(seed)
@@ -70,7 +76,7 @@ class PolicyLearner:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one step from the states of a batch, every observation of its slices, and returns its scalars."""
-        model, settings = self.model, self._settings
+        model, settings = self._trained, self._settings
         steps, size = batch.obs.shape[:2]
         states = steps * size
         task = batch.task.repeat(steps)
@@ -116,7 +122,14 @@ class PolicyLearner:
         for group in self.optimiser.param_groups:
             group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
         self._done += 1
-        return clipped_step(self.optimiser, self._params, torch.autograd.grad(loss, self._params), s.grad_clip_norm)
+        gradients = torch.autograd.grad(loss, self._params)
+        norm = clipped_step(self.optimiser, self._params, gradients, s.grad_clip_norm)
+        if self._averaged:
+            # At first less, so that the average soon forgets the weights that the run started from.
+            decay = min(self._settings.weight_average, (1 + self._done) / (10 + self._done))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._averaged, list[Tensor](self._params), 1 - decay)
+        return norm
 
     @property
     def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
@@ -127,6 +140,7 @@ class PolicyLearner:
         assert self.scale.updates is not None
         return {
             "model": self.model.state_dict(),
+            **({"policy": self._trained.policy_head.state_dict()} if self._averaged else {}),
             "policy_optimiser": self.optimiser.state_dict(),
             "scale": self.scale.value.clone(),
             "scale_updates": self.scale.updates.clone(),
@@ -137,9 +151,18 @@ class PolicyLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()` of a learner of the same model."""
         self.model.load_state_dict(state["model"])
+        if self._averaged:
+            self._trained.policy_head.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["policy_optimiser"])
         self.scale.value.copy_(state["scale"])
         assert self.scale.updates is not None
         self.scale.updates.copy_(state["scale_updates"])
         self.noise.set_state(state["noise"].cpu())
         self._done = int(state["done"])
+
+
+def _with_own_head(model: WorldModel) -> WorldModel:
+    """The model with a copy of its policy head; all other weights are the same tensors."""
+    held = itertools.chain(model.named_parameters(), model.named_buffers())
+    shared = {id(value): value for name, value in held if not name.startswith("policy_head.")}
+    return copy.deepcopy(model, shared)

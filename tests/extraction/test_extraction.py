@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
     assert slope == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-2) and slope != 0
 
 
-def learner(**changes: float | str) -> PolicyLearner:
-    settings = ExtractionSettings(imagine_horizon=2)
+def learner(settings: ExtractionSettings | None = None, /, **changes: float | str) -> PolicyLearner:
+    settings = settings or ExtractionSettings(imagine_horizon=2)
     optimiser = replace(OptimiserSettings(), **changes)  # type: ignore[arg-type]
     return PolicyLearner(tiny_model(), GAMMA, settings, optimiser, 1e-4, 50, 3)
 
@@ -99,6 +100,30 @@ def test_updates_raise_the_imagined_return_and_leave_the_model_as_it_is(pi_scale
     assert changed and all(name.startswith("policy_head.") for name in changed)
     (group,) = held.optimiser.param_groups
     assert group["lr"] == pytest.approx(1e-2 / 50), "the last update's: it falls to nothing after it"
+
+
+def test_the_average_is_kept_beside_the_weights_that_are_trained() -> None:
+    held, plain = learner(ExtractionSettings(imagine_horizon=2, weight_average=0.5), lr=1e-2), learner(lr=1e-2)
+    expected = [p.detach().clone() for p in plain.model.policy_head.parameters()]
+    frozen = {id(p) for name, p in held.model.named_parameters() if not name.startswith("policy_head.")}
+    for done in range(1, 13):
+        for one in (held, plain):
+            one.update(batch())
+        decay = min(0.5, (1 + done) / (10 + done))
+        trained = [p.detach() for p in plain.model.policy_head.parameters()]
+        expected = [decay * a + (1 - decay) * p for a, p in zip(expected, trained, strict=True)]
+    for found, average in zip(held.model.policy_head.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), average)
+    state = held.state_dict()
+    for name, value in plain.model.policy_head.state_dict().items():
+        assert torch.equal(state["policy"][name], value), "updates do not see the average"
+    assert {id(p) for name, p in held.model.named_parameters() if not name.startswith("policy_head.")} == frozen
+    again = learner(ExtractionSettings(imagine_horizon=2, weight_average=0.5), lr=1e-2)
+    again.load_state_dict(copy.deepcopy(state))
+    for one in (held, again):
+        one.update(batch())
+    for name, value in held.state_dict()["model"].items():
+        assert torch.equal(again.state_dict()["model"][name], value), name
 
 
 def last(run: Path) -> dict[str, torch.Tensor]:
