@@ -25,6 +25,7 @@ class Imagined:
         entropy: scalar, likewise, for the log; without gradient.
         spread: scalar, the mean standard deviation of Q over its heads; without gradient.
         first: the policy's sample in the states themselves.
+        reached: [S, Z], the latents after H steps; without gradient.
     """
 
     value: Tensor
@@ -32,6 +33,7 @@ class Imagined:
     entropy: Tensor
     spread: Tensor
     first: PolicySample
+    reached: Tensor
 
 
 def imagined(
@@ -69,4 +71,5 @@ def imagined(
         entropy=-torch.stack([sample.log_prob.detach().mean() for sample in samples]).mean(),
         spread=spread.detach().mean(),
         first=samples[0],
+        reached=z.detach(),
     )

@@ -39,6 +39,14 @@ class ExtractionSettings:
         source=f"{THIS_PROJECT}; 16 in {PWM}",
         check=Whole(1, 64),
     )
+    imagine_restarts: int = key(
+        0,
+        "of mode=extract: times that the policy starts again, within an update, from the states that it reached in "
+        "imagination; each costs as much as the first time",
+        unit="times",
+        source=THIS_PROJECT,
+        check=Whole(0, 64),
+    )
     imagine_q: str = key(
         "mean",
         "of mode=extract: what the terminal Q is of all heads, their mean or the least",
@@ -92,5 +100,5 @@ class ExtractionSettings:
         """What may not change when a run resumes; what the labels hold is compared apart."""
         held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "imitate_labels"}
         # States written before these keys were there do not name them.
-        later = dict.fromkeys(("e_imitate", "weight_average"), 0.0)
+        later = dict.fromkeys(("e_imitate", "weight_average", "imagine_restarts"), 0)
         return {name: value for name, value in held.items() if later.get(name) != value}

@@ -82,6 +82,7 @@ class PolicyLearner:
         task = batch.task.repeat(steps)
         ids = task if model.dims.num_tasks else None
         noise = torch.randn(
+            settings.imagine_restarts + 1,
             settings.imagine_horizon + 1,
             states,
             model.dims.action_dim,
@@ -92,16 +93,22 @@ class PolicyLearner:
             with torch.no_grad():
                 latents = model.encode(batch.obs, task_of(model, batch))
             z = latents.flatten(0, 1)
-            found = self._imagined(model, z, ids, self._discounts[task].unsqueeze(-1), noise, settings)
-        self.scale.update(found.value.detach(), task)
-        own = -((found.value.squeeze(-1) / self.scale.of(task)).mean() + self._entropy_coef * found.scaled_entropy)
+            found = []
+            for drawn in noise:
+                found.append(self._imagined(model, z, ids, self._discounts[task].unsqueeze(-1), drawn, settings))
+                z = found[-1].reached
+        value, all_tasks = torch.cat([each.value for each in found]), task.repeat(len(found))
+        self.scale.update(value.detach(), all_tasks)
+        entropy = torch.stack([each.scaled_entropy for each in found]).mean()
+        own = -((value.squeeze(-1) / self.scale.of(all_tasks)).mean() + self._entropy_coef * entropy)
         loss = settings.e_imagine * own
         metrics = {
-            "imagined_return": found.value.detach().mean(),
-            "pi_entropy": found.entropy,
-            "q_spread": found.spread,
+            "imagined_return": value.detach().mean(),
+            "pi_entropy": torch.stack([each.entropy for each in found]).mean(),
+            "q_spread": torch.stack([each.spread for each in found]).mean(),
         }
-        mean, log_std = (values.unflatten(0, (steps, size)) for values in (found.first.mean, found.first.log_std))
+        first = found[0].first
+        mean, log_std = (values.unflatten(0, (steps, size)) for values in (first.mean, first.log_std))
         rollout = PolicyRollout(latents, mean, log_std, torch.ones(steps, device=mean.device))
         if settings.e_imitate:
             error, metrics["labelled"] = imitation_loss(model, batch, mean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
-from tdmpc2.extraction import ExtractionSettings, imagined
+from tdmpc2.extraction import ExtractionSettings, Imagined, imagined
+from tdmpc2.model import WorldModel
 from tdmpc2.reporting.sinks import read_metrics
-from tdmpc2.training import OptimiserSettings
+from tdmpc2.training import OptimiserSettings, policy_learner
 from tdmpc2.training.policy_learner import PolicyLearner
 
 STATES, HORIZON = 6, 3
@@ -100,6 +102,32 @@ def test_updates_raise_the_imagined_return_and_leave_the_model_as_it_is(pi_scale
     assert changed and all(name.startswith("policy_head.") for name in changed)
     (group,) = held.optimiser.param_groups
     assert group["lr"] == pytest.approx(1e-2 / 50), "the last update's: it falls to nothing after it"
+
+
+def test_restarts_begin_where_the_policy_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts of the second time are the first one's last states, and all of them count alike in the loss."""
+    model, (z, task, gamma, noise) = tiny_model(), asked()
+    first = imagined(model, z, task, gamma, noise, ExtractionSettings(imagine_horizon=HORIZON))
+    latent = z
+    for drawn in noise[:-1]:
+        latent = model.next(latent, model.sample_policy(latent, task, drawn).action, task)
+    torch.testing.assert_close(first.reached, latent)
+    assert not first.reached.requires_grad
+
+    begun: list[torch.Tensor] = []
+
+    def watched(model: WorldModel, z: torch.Tensor, *given: Any) -> Imagined:
+        begun.append(z)
+        return imagined(model, z, *given)
+
+    monkeypatch.setattr(policy_learner, "imagined", watched)
+    settings = ExtractionSettings(imagine_horizon=2, imagine_restarts=2)
+    held, plain = learner(settings, lr=1e-2), learner(lr=1e-2)
+    metrics, without = held.update(batch()), plain.update(batch())
+    assert [tuple(z.shape) for z in begun] == [(32, tiny_model().dims.latent_dim)] * 4
+    assert torch.equal(begun[0], begun[3]), "the batch's own"
+    assert not torch.equal(begun[0], begun[1]) and not torch.equal(begun[1], begun[2])
+    assert float(metrics["imagined_return"]) != float(without["imagined_return"])
 
 
 def test_the_average_is_kept_beside_the_weights_that_are_trained() -> None:
