@@ -46,6 +46,14 @@ class Labels(Protocol):
     def at(self, episodes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
 
 
+class Drawer(Protocol):
+    """Whose batches are a function of the step."""
+
+    def batch(self, step: int) -> Batch: ...
+
+    def drawn(self, step: int) -> str: ...
+
+
 class SliceSampler:
     """Uniform over every (episode, start) of the task set's tasks, with replacement.
 
@@ -214,7 +222,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        sampler: SliceSampler,
+        sampler: Drawer,
         device: torch.device | str,
         start_step: int = 0,
         depth: int = 4,

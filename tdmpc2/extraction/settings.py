@@ -8,7 +8,7 @@ from typing import Any
 
 from tdmpc2.errors import UserError
 from tdmpc2.keys import THIS_PROJECT, check_keys, key
-from tdmpc2.ranges import MOST_SCALE, OneOf, Share, Whole, Within
+from tdmpc2.ranges import MOST_EPISODES, MOST_SCALE, OneOf, Share, Whole, Within
 
 PLANNED = "labels/planner"
 """The folder, in a store's, of what a planner would do, unless a key names another."""
@@ -69,6 +69,21 @@ class ExtractionSettings:
         source=THIS_PROJECT,
         check=Within(0, MOST_SCALE),
     )
+    rounds: int = key(
+        1,
+        "of mode=extract: rounds of as many updates each; between two of them the policy acts in the simulator, and "
+        "the states that it meets are half of the starts from then on",
+        unit="rounds",
+        source=THIS_PROJECT,
+        check=Whole(1, 10_000),
+    )
+    collect_episodes: int = key(
+        2,
+        "of mode=extract with rounds: episodes of each task that the policy plays between two rounds",
+        unit="episodes",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_EPISODES),
+    )
     weight_average: float = key(
         0.0,
         "of mode=extract: decay of an exponential average of the policy head's weights, which is what is evaluated and "
@@ -100,5 +115,5 @@ class ExtractionSettings:
         """What may not change when a run resumes; what the labels hold is compared apart."""
         held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "imitate_labels"}
         # States written before these keys were there do not name them.
-        later = dict.fromkeys(("e_imitate", "weight_average", "imagine_restarts"), 0)
+        later = {"e_imitate": 0, "weight_average": 0, "imagine_restarts": 0, "rounds": 1, "collect_episodes": 2}
         return {name: value for name, value in held.items() if later.get(name) != value}

@@ -17,17 +17,20 @@ from tdmpc2.data.source import BatchSource
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.runner import default_workers
-from tdmpc2.extraction import PLANNED
+from tdmpc2.extraction import PLANNED, ExtractionSettings
 from tdmpc2.model import WorldModel
 from tdmpc2.online import OnlineSource
 from tdmpc2.training.finite import Drawing
 from tdmpc2.training.identity import recorded_store
 from tdmpc2.training.ranks import Ranks
+from tdmpc2.training.rounds import RoundsSource, StartStates
 from tdmpc2.training.settings import TrainSettings
 from tdmpc2.training.state import TrainingState
 
 REPLAY = "replay"
 """The folder, in an online run's, of the store of all its episodes."""
+COLLECTED = "collected"
+"""The folder, likewise, of the store of what an extraction's policy has played between its rounds."""
 _ROWS = "replay-rows"
 
 
@@ -72,6 +75,8 @@ def _from_store(settings: TrainSettings, state: TrainingState | None, ranks: Ran
         folder = settings.extraction.imitate_labels or settings.data_dir / PLANNED
         planned = PlannedColumn.open(folder, store, settings.task_set.tasks)
     chosen = (store, settings.task_set, settings.batch_size, settings.horizon, settings.seed)
+    if settings.extraction is not None and settings.extraction.rounds > 1:
+        return _in_rounds(settings, settings.extraction, store, planned)
     sampler = SliceSampler(*chosen, rank=ranks.rank, world_size=ranks.size, labels=labels, planned=planned)
 
     def opened(
@@ -84,6 +89,34 @@ def _from_store(settings: TrainSettings, state: TrainingState | None, ranks: Ran
         return (everything.batch(step).to(settings.device) for step in itertools.count())
 
     return RunData(store, labels, planned, sampler, opened, whole)
+
+
+def _in_rounds(
+    settings: TrainSettings, extraction: ExtractionSettings, store: EpisodeStore, planned: PlannedColumn | None
+) -> RunData:
+    """The store, and what an extraction's policy collects between its rounds."""
+    tasks, workers = settings.task_set, settings.evaluation.num_workers
+    starts = StartStates(store, tasks, settings.batch_size, settings.horizon, settings.seed, planned)
+
+    def opened(
+        model: WorldModel, step: int, state: Mapping[str, Any] | None, asked_to_stop: Callable[[], bool]
+    ) -> BatchSource:
+        return RoundsSource(
+            starts,
+            Agent(model, tasks),
+            rounds=extraction.rounds,
+            episodes=extraction.collect_episodes,
+            updates=settings.updates,
+            seed=settings.seed,
+            workers=default_workers() if workers is None else workers,
+            store=settings.run_dir / COLLECTED,
+            device=settings.device,
+            start_step=step,
+            state=state,
+            asked_to_stop=asked_to_stop,
+        )
+
+    return RunData(store, None, planned, starts, opened, None)
 
 
 def _from_simulator(settings: TrainSettings, state: TrainingState | None, ranks: Ranks) -> RunData:
