@@ -1,5 +1,6 @@
 """Extraction of a policy from a frozen world model: what its prior is trained to do, and a planner's labels for it."""
 
+from tdmpc2.extraction.critic import critic_loss, lambda_returns
 from tdmpc2.extraction.imagined import Imagined, imagined
 from tdmpc2.extraction.imitated import imitation_loss
 from tdmpc2.extraction.planned import StateChoice, block_episodes, check_planned, plan_facts, plan_store
@@ -12,8 +13,10 @@ __all__ = [
     "StateChoice",
     "block_episodes",
     "check_planned",
+    "critic_loss",
     "imagined",
     "imitation_loss",
+    "lambda_returns",
     "plan_facts",
     "plan_store",
 ]

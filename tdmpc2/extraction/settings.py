@@ -13,6 +13,9 @@ from tdmpc2.ranges import MOST_EPISODES, MOST_SCALE, OneOf, Share, Whole, Within
 PLANNED = "labels/planner"
 """The folder, in a store's, of what a planner would do, unless a key names another."""
 
+_FIRST_KEYS = frozenset(("e_imagine", "imagine_horizon", "imagine_q", "imagine_spread", "lr_end"))
+"""Those that every state of a run names; a state that does not name another key has its default."""
+
 PWM = "PWM (arXiv 2407.02466)"
 
 
@@ -60,6 +63,20 @@ class ExtractionSettings:
         unit="factor",
         source=THIS_PROJECT,
         check=Within(0, MOST_SCALE),
+    )
+    imagine_critic: bool = key(
+        False,
+        "of mode=extract: whether the terminal Q is a critic's, which starts as the model's Q and is trained on what "
+        "is imagined; it is in the run's state, not in the student",
+        unit="true or false",
+        source=f"{THIS_PROJECT}; true in {PWM}",
+    )
+    critic_lambda: float = key(
+        0.95,
+        "of mode=extract with imagine_critic: lambda of its returns, 0 for one step and 1 for all of them",
+        unit="ratio",
+        source=PWM,
+        check=Within(0, 1),
     )
     e_imitate: float = key(
         0.0,
@@ -110,10 +127,12 @@ class ExtractionSettings:
                 "mode=extract has nothing to learn from: set e_imagine or e_imitate above 0, or d_policy with a "
                 "teacher."
             )
+        if self.imagine_critic and not self.e_imagine:
+            raise UserError("imagine_critic=true serves the imagined return: set e_imagine above 0, or leave it out.")
 
     def identity(self) -> dict[str, Any]:
         """What may not change when a run resumes; what the labels hold is compared apart."""
-        held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "imitate_labels"}
-        # States written before these keys were there do not name them.
-        later = {"e_imitate": 0, "weight_average": 0, "imagine_restarts": 0, "rounds": 1, "collect_episodes": 2}
-        return {name: value for name, value in held.items() if later.get(name) != value}
+        held = {field: getattr(self, field.name) for field in fields(self) if field.name != "imitate_labels"}
+        return {
+            field.name: value for field, value in held.items() if field.name in _FIRST_KEYS or value != field.default
+        }

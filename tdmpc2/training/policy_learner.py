@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
-from tdmpc2.extraction import ExtractionSettings, imagined, imitation_loss
-from tdmpc2.model import WorldModel
+from tdmpc2.extraction import ExtractionSettings, critic_loss, imagined, imitation_loss
+from tdmpc2.model import Part, WorldModel
 from tdmpc2.objectives import Objective, PolicyRollout, task_of
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.learner import OptimiserSettings, clipped_step
 
 
 class PolicyLearner:
-    """Owns what an update changes: the policy head, its optimiser and average, the running scale, the noise generator.
+    """Owns what an update changes: the policy head, its average and critic, optimisers, running scale and noise.
 
     Args:
         model: a trained one; all but its policy head is frozen here.
@@ -64,15 +64,23 @@ class PolicyLearner:
         self._objectives = objectives
         self._discounts = discounts.to(device)
         model.requires_grad_(False)
+        own: tuple[Part, ...] = ("policy_head",) if settings.weight_average else ()
+        own += ("q_heads", "target_q_heads") if settings.imagine_critic else ()
         self._averaged: list[Tensor] = list(model.policy_head.parameters()) if settings.weight_average else []
-        self._trained = _with_own_head(model) if settings.weight_average else model
-        """Whose policy head the updates change."""
+        self._trained = _with_own(model, own) if own else model
+        """Whose policy head the updates change; with `imagine_critic` its Q is the critic, its target Q that one's."""
         self._params = list(self._trained.policy_head.requires_grad_(True).parameters())
         self.optimiser = torch.optim.Adam(self._params, lr=optimiser.lr, eps=1e-5, fused=True)
+        self._critic = list(self._trained.q_heads.parameters()) if settings.imagine_critic else []
+        self._critic_target: list[Tensor] = list(self._trained.target_q_heads.parameters())
+        for parameter in self._critic:
+            parameter.requires_grad_(True)
+        self.critic_optimiser = torch.optim.Adam(self._critic, lr=optimiser.lr, fused=True) if self._critic else None
         self.scale = optimiser.running_scale(discounts, device, measured=True)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         self._done = 0
         self._imagined = torch.compile(imagined, dynamic=False) if self.execution.compile else imagined
+        self._critic_loss = torch.compile(critic_loss, dynamic=False) if self.execution.compile else critic_loss
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one step from the states of a batch, every observation of its slices, and returns its scalars."""
@@ -89,14 +97,15 @@ class PolicyLearner:
             generator=self.noise,
             device=self._discounts.device,
         )
+        gamma = self._discounts[task].unsqueeze(-1)
         with self.execution.arithmetic(self._discounts.device):
             with torch.no_grad():
                 latents = model.encode(batch.obs, task_of(model, batch))
             z = latents.flatten(0, 1)
             found = []
             for drawn in noise:
-                found.append(self._imagined(model, z, ids, self._discounts[task].unsqueeze(-1), drawn, settings))
-                z = found[-1].reached
+                found.append(self._imagined(model, z, ids, gamma, drawn, settings))
+                z = found[-1].latents[-1]
         value, all_tasks = torch.cat([each.value for each in found]), task.repeat(len(found))
         self.scale.update(value.detach(), all_tasks)
         entropy = torch.stack([each.scaled_entropy for each in found]).mean()
@@ -120,14 +129,19 @@ class PolicyLearner:
                 metrics[f"{objective.name}_loss"] = term.detach()
                 loss = loss + objective.coef * term
         norm = self._step(loss)
+        if self.critic_optimiser is not None:
+            with self.execution.arithmetic(self._discounts.device):
+                losses = [self._critic_loss(model, each, ids, gamma, settings) for each in found]
+            metrics["critic_loss"] = self._critic_step(self.critic_optimiser, torch.stack(losses).mean())
         return {"pi_loss": loss.detach(), **metrics, "pi_grad_norm": norm, "pi_scale": self.scale.value.mean()}
 
     def _step(self, loss: Tensor) -> Tensor:
         """One clipped step; returns the gradient norm before clipping."""
         s = self._optimiser_settings
         left = 1 - self._done / self._updates
-        for group in self.optimiser.param_groups:
-            group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
         self._done += 1
         gradients = torch.autograd.grad(loss, self._params)
         norm = clipped_step(self.optimiser, self._params, gradients, s.grad_clip_norm)
@@ -138,9 +152,18 @@ class PolicyLearner:
                 torch._foreach_lerp_(self._averaged, list[Tensor](self._params), 1 - decay)
         return norm
 
+    def _critic_step(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """One clipped step of the critic, after which its target follows; returns the loss."""
+        # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
+        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, self._critic)]
+        clipped_step(optimiser, self._critic, gradients, self._optimiser_settings.grad_clip_norm)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._critic_target, list[Tensor](self._critic), self._optimiser_settings.tau)
+        return loss.detach()
+
     @property
     def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
-        return (self.optimiser,)
+        return (self.optimiser,) if self.critic_optimiser is None else (self.optimiser, self.critic_optimiser)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
@@ -149,10 +172,20 @@ class PolicyLearner:
             "model": self.model.state_dict(),
             **({"policy": self._trained.policy_head.state_dict()} if self._averaged else {}),
             "policy_optimiser": self.optimiser.state_dict(),
+            **self._critic_state(),
             "scale": self.scale.value.clone(),
             "scale_updates": self.scale.updates.clone(),
             "noise": self.noise.get_state(),
             "done": self._done,
+        }
+
+    def _critic_state(self) -> dict[str, Any]:
+        if self.critic_optimiser is None:
+            return {}
+        return {
+            "critic": self._trained.q_heads.state_dict(),
+            "critic_target": self._trained.target_q_heads.state_dict(),
+            "critic_optimiser": self.critic_optimiser.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,6 +194,10 @@ class PolicyLearner:
         if self._averaged:
             self._trained.policy_head.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["policy_optimiser"])
+        if self.critic_optimiser is not None:
+            self._trained.q_heads.load_state_dict(state["critic"])
+            self._trained.target_q_heads.load_state_dict(state["critic_target"])
+            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
         self.scale.value.copy_(state["scale"])
         assert self.scale.updates is not None
         self.scale.updates.copy_(state["scale_updates"])
@@ -168,8 +205,8 @@ class PolicyLearner:
         self._done = int(state["done"])
 
 
-def _with_own_head(model: WorldModel) -> WorldModel:
-    """The model with a copy of its policy head; all other weights are the same tensors."""
+def _with_own(model: WorldModel, parts: tuple[Part, ...]) -> WorldModel:
+    """The model with copies of these parts; all other weights are the same tensors."""
     held = itertools.chain(model.named_parameters(), model.named_buffers())
-    shared = {id(value): value for name, value in held if not name.startswith("policy_head.")}
+    shared = {id(value): value for name, value in held if name.split(".")[0] not in parts}
     return copy.deepcopy(model, shared)

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from run_fixtures import DUO, tiny_model, tiny_run
+from extraction_fixtures import HORIZON, STATES, asked, batch, learner
+from run_fixtures import tiny_model, tiny_run
 from safetensors.torch import load_file
 
-from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.extraction import ExtractionSettings, Imagined, imagined
 from tdmpc2.model import WorldModel
 from tdmpc2.reporting.sinks import read_metrics
-from tdmpc2.training import OptimiserSettings, policy_learner
-from tdmpc2.training.policy_learner import PolicyLearner
-
-STATES, HORIZON = 6, 3
-GAMMA = torch.tensor([0.9, 0.99])
-
-
-def asked(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, tasks, discounts and noise for the tiny model."""
-    generator = torch.Generator().manual_seed(seed)
-    model, task = tiny_model(), torch.arange(STATES) % 2
-    obs = torch.randn(STATES, DUO.obs_dim, generator=generator)
-    noise = torch.randn(HORIZON + 1, STATES, DUO.action_dim, generator=generator)
-    return model.encode(obs, task).detach(), task, GAMMA[task].unsqueeze(-1), noise
+from tdmpc2.training import policy_learner
 
 
 @pytest.mark.parametrize("imagine_q", ["mean", "min"])
@@ -76,22 +62,6 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
     assert slope == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-2) and slope != 0
 
 
-def learner(settings: ExtractionSettings | None = None, /, **changes: float | str) -> PolicyLearner:
-    settings = settings or ExtractionSettings(imagine_horizon=2)
-    optimiser = replace(OptimiserSettings(), **changes)  # type: ignore[arg-type]
-    return PolicyLearner(tiny_model(), GAMMA, settings, optimiser, 1e-4, 50, 3)
-
-
-def batch() -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    return Batch(
-        obs=torch.randn(4, 8, DUO.obs_dim, generator=generator),
-        action=torch.zeros(3, 8, DUO.action_dim),
-        reward=torch.zeros(3, 8, 1),
-        task=torch.arange(8) % 2,
-    )
-
-
 @pytest.mark.parametrize("pi_scale", ["batch", "task"])
 def test_updates_raise_the_imagined_return_and_leave_the_model_as_it_is(pi_scale: str) -> None:
     held = learner(lr=1e-2, pi_scale=pi_scale)
@@ -111,8 +81,8 @@ def test_restarts_begin_where_the_policy_came_to(monkeypatch: pytest.MonkeyPatch
     latent = z
     for drawn in noise[:-1]:
         latent = model.next(latent, model.sample_policy(latent, task, drawn).action, task)
-    torch.testing.assert_close(first.reached, latent)
-    assert not first.reached.requires_grad
+    torch.testing.assert_close(first.latents[-1], latent)
+    assert not first.latents.requires_grad
 
     begun: list[torch.Tensor] = []
 
