@@ -2,7 +2,7 @@
 
 from tdmpc2.extraction.critic import critic_loss, lambda_returns
 from tdmpc2.extraction.imagined import Imagined, imagined
-from tdmpc2.extraction.imitated import imitation_loss
+from tdmpc2.extraction.imitated import Imitation, imitation
 from tdmpc2.extraction.planned import StateChoice, block_episodes, check_planned, plan_facts, plan_store
 from tdmpc2.extraction.settings import PLANNED, ExtractionSettings
 
@@ -10,12 +10,13 @@ __all__ = [
     "PLANNED",
     "ExtractionSettings",
     "Imagined",
+    "Imitation",
     "StateChoice",
     "block_episodes",
     "check_planned",
     "critic_loss",
     "imagined",
-    "imitation_loss",
+    "imitation",
     "lambda_returns",
     "plan_facts",
     "plan_store",

@@ -86,6 +86,14 @@ class ExtractionSettings:
         source=THIS_PROJECT,
         check=Within(0, MOST_SCALE),
     )
+    imitate_where: str = key(
+        "all",
+        "of mode=extract: where e_imitate counts: in all states that were planned from, or only where Q finds the "
+        "planner's action better than the prior's mean",
+        unit="all or better",
+        source=THIS_PROJECT,
+        check=OneOf(("all", "better")),
+    )
     rounds: int = key(
         1,
         "of mode=extract: rounds of as many updates each; between two of them the policy acts in the simulator, and "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
-from tdmpc2.extraction import ExtractionSettings, critic_loss, imagined, imitation_loss
+from tdmpc2.extraction import ExtractionSettings, critic_loss, imagined, imitation
 from tdmpc2.model import Part, WorldModel
 from tdmpc2.objectives import Objective, PolicyRollout, task_of
 from tdmpc2.training.execution import UPDATES
@@ -120,9 +120,13 @@ class PolicyLearner:
         mean, log_std = (values.unflatten(0, (steps, size)) for values in (first.mean, first.log_std))
         rollout = PolicyRollout(latents, mean, log_std, torch.ones(steps, device=mean.device))
         if settings.e_imitate:
-            error, metrics["labelled"] = imitation_loss(model, batch, mean)
-            metrics["imitation_loss"] = error.detach()
-            loss = loss + settings.e_imitate * error
+            better = settings.imitate_where == "better"
+            imitated = imitation(model, batch, latents, mean, where_better=better)
+            metrics["imitation_loss"] = imitated.loss.detach()
+            metrics["labelled"] = imitated.labelled
+            if imitated.better is not None:
+                metrics["planner_better"] = imitated.better
+            loss = loss + settings.e_imitate * imitated.loss
         for objective in self._objectives:
             if objective.has_target(batch):
                 term = objective.policy_loss(model, batch, rollout)

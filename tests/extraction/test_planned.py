@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from data_fixtures import make_store
+from extraction_fixtures import batch, learner
 from run_fixtures import DUO, DUO_KEYS, TINY_PLANNER, run_program, store_path, tiny_model, tiny_run
 
 from tdmpc2.agent import Agent
@@ -19,7 +20,15 @@ from tdmpc2.data.labels import LabelColumn, LabelWriter, PlannedColumn, read_lab
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import DataError, UserError
-from tdmpc2.extraction import StateChoice, block_episodes, check_planned, imitation_loss, plan_facts, plan_store
+from tdmpc2.extraction import (
+    ExtractionSettings,
+    StateChoice,
+    block_episodes,
+    check_planned,
+    imitation,
+    plan_facts,
+    plan_store,
+)
 from tdmpc2.model import WorldModel, world_checksum
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.sinks import read_metrics
@@ -160,17 +169,6 @@ def test_labels_are_of_the_world_model_whatever_its_prior(tmp_path: Path) -> Non
 # -- imitation -----------------------------------------------------------------------------------------------
 
 
-def batch_with(planned_actions: torch.Tensor) -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    return Batch(
-        obs=torch.randn(4, 8, DUO.obs_dim, generator=generator),
-        action=torch.zeros(3, 8, DUO.action_dim),
-        reward=torch.zeros(3, 8, 1),
-        task=torch.arange(8) % 2,
-        planned=planned_actions,
-    )
-
-
 def test_the_loss_counts_labelled_states_and_the_task_s_own_actions() -> None:
     wide = task_set("wide", ("walker-walk", "pendulum-spin"))  # six actions and one
     model, task = tiny_model(wide), torch.tensor([0, 1])
@@ -179,15 +177,54 @@ def test_the_loss_counts_labelled_states_and_the_task_s_own_actions() -> None:
     target[0, 0] = 0.6  # the walker's: all six
     target[0, 1, 0], target[0, 1, 1:] = 1.0, 0.9  # the pendulum's: only the first is its own
     target[1] = torch.nan
-    batch = Batch(torch.zeros(2, 2, wide.obs_dim), torch.zeros(1, 2, 6), torch.zeros(1, 2, 1), task, planned=target)
-    loss, part = imitation_loss(model, batch, mean)
-    assert loss.item() == pytest.approx((0.36 + 1.0) / 2) and float(part) == 0.5
-    loss.backward()
+    given = Batch(torch.zeros(2, 2, wide.obs_dim), torch.zeros(1, 2, 6), torch.zeros(1, 2, 1), task, planned=target)
+    latents = torch.rand(2, 2, model.dims.latent_dim)
+    found = imitation(model, given, latents, mean, where_better=False)
+    assert found.loss.item() == pytest.approx((0.36 + 1.0) / 2) and float(found.labelled) == 0.5
+    found.loss.backward()
     assert mean.grad is not None
     assert mean.grad[0, 0].tolist() == pytest.approx([-0.1] * 6) and mean.grad[0, 1].tolist() == [-1, 0, 0, 0, 0, 0]
     assert not mean.grad[1].any(), "no gradient, and no nan, from what is not labelled"
-    none, part = imitation_loss(model, replace(batch, planned=torch.full_like(target, torch.nan)), mean)
-    assert float(none) == 0 and float(part) == 0
+    none = imitation(
+        model, replace(given, planned=torch.full_like(target, torch.nan)), latents, mean, where_better=False
+    )
+    assert none.loss.item() == 0 and float(none.labelled) == 0
+
+
+def test_it_may_count_where_q_prefers_the_planner_alone() -> None:
+    model, generator = tiny_model(), torch.Generator().manual_seed(2)
+    task, target = torch.arange(16) % 2, torch.rand(2, 16, DUO.action_dim, generator=generator)
+    target[1, ::2] = torch.nan
+    mean = torch.rand(target.shape, generator=generator).requires_grad_()
+    latents = model.encode(torch.randn(2, 16, DUO.obs_dim, generator=generator), task).detach()
+    given = Batch(torch.zeros(2, 16, DUO.obs_dim), torch.zeros(1, 16, 1), torch.zeros(1, 16, 1), task, planned=target)
+    found = imitation(model, given, latents, mean, where_better=True)
+    places = [(step, i) for step in (0, 1) for i in range(16) if step == 0 or i % 2]
+    total, better = 0.0, 0
+    for step, i in places:  # each task has one action
+        z, ids = latents[step, i], task[i]
+        q = [model.decode(model.q_values(z, a[step, i].detach(), ids)).mean().item() for a in (target, mean)]
+        if q[0] > q[1]:
+            better += 1
+            total += float((target[step, i] - mean[step, i].detach()).square())
+    assert 0 < better < len(places)
+    assert found.loss.item() == pytest.approx(total / len(places), rel=1e-4)
+    assert found.better is not None and float(found.better) == pytest.approx(better / len(places))
+    assert float(found.labelled) == 24 / 32
+
+
+def test_an_update_brings_together_what_is_asked_of_it() -> None:
+    actions = 2 * torch.rand(4, 8, DUO.action_dim, generator=torch.Generator().manual_seed(1)) - 1
+    held = {}
+    for where in ("all", "better"):
+        settings = ExtractionSettings(e_imagine=0.5, e_imitate=2, imitate_where=where, imagine_horizon=2)
+        metrics = learner(settings).update(replace(batch(), planned=actions))
+        alone = learner(ExtractionSettings(imagine_horizon=2)).update(batch())
+        expected = 0.5 * float(alone["pi_loss"]) + 2 * float(metrics["imitation_loss"])
+        assert float(metrics["pi_loss"]) == pytest.approx(expected, rel=1e-5)
+        held[where] = metrics
+    assert "planner_better" not in held["all"] and 0 < float(held["better"]["planner_better"]) < 1
+    assert float(held["better"]["imitation_loss"]) < float(held["all"]["imitation_loss"])
 
 
 def student_in(folder: Path) -> Path:
