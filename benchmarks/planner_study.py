@@ -76,6 +76,10 @@ CONFIGURATIONS = {
     "fast-horizon-5": Configuration(replace(FAST, horizon=5)),
     "fast-cold-start": Configuration(replace(FAST, warm_start=False)),
     "fast-std-1": Configuration(replace(FAST, max_std=1.0)),
+    # Between planning and the prior alone, for a prior that was extracted.
+    "refine": Configuration(
+        replace(with_samples(32, iterations=1), num_elites=8, num_pi_trajs=24, max_std=0.5), greedy=True
+    ),
 }
 
 

@@ -154,6 +154,23 @@ class Agent:
         Raises:
             UserError: for an observation that holds nan or an infinity; names it and its task.
         """
+        actions, mean = self._plans(obs, task, warm_start, generator, greedy=greedy)
+        if not self.settings.warm_start:
+            return actions, self.zero_plan(len(obs))
+        return actions, torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
+
+    @torch.no_grad()
+    def plan_mean(self, obs: Tensor, task: Tensor | None, generator: Generators) -> Tensor:
+        """The mean of a plan's first action, [N, A] in [-1, 1], planned from each state alone: no plan goes before.
+
+        What a plan has to say of a state, where its action is one drawn candidate. Arguments and errors as `plan`.
+        """
+        return self._plans(obs, task, self.zero_plan(len(obs)), generator, greedy=True)[1][:, 0]
+
+    def _plans(
+        self, obs: Tensor, task: Tensor | None, warm_start: Tensor, generator: Generators, *, greedy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Actions [N, A] and means [N, H, A], as many plans at a time as suit the device."""
         self._check_finite(obs, task)
         count = obs.shape[0]
         chunk = self._environments_at_a_time()
@@ -172,11 +189,7 @@ class Agent:
         drawn = ((part, noise(part)) for part in parts)
         threads = self._threads(len(parts))
         plans = [plan_of(given) for given in drawn] if threads is None else threads.map(plan_of, drawn)
-        actions, means = [each.action for each in plans], [each.mean for each in plans]
-        if not self.settings.warm_start:
-            return torch.cat(actions), self.zero_plan(count)
-        mean = torch.cat(means)
-        return torch.cat(actions), torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
+        return torch.cat([each.action for each in plans]), torch.cat([each.mean for each in plans])
 
     @torch.no_grad()
     def policy_action(self, obs: Tensor, task: Tensor | None, generator: Generators, *, greedy: bool = False) -> Tensor:

@@ -23,7 +23,7 @@ from tdmpc2.training.run_lock import run_lock
 fcntl = pytest.importorskip("fcntl")
 
 TASKS = task_set("two", ("cartpole-swingup", "reacher-easy"))
-FACTS = LabelFacts("1M", "0" * 16, 1, "float32", "0" * 16, TASKS.tasks, 4, 5)
+FACTS = LabelFacts("0" * 16, TASKS.tasks, 4, 5, "1M", "0" * 16, 1, "float32")
 
 HOLDERS = {
     "run.lock": "from tdmpc2.training.run_lock import run_lock\nholder = run_lock(path)",

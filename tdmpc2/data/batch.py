@@ -26,6 +26,9 @@ class Batch:
     """int64 [B]: positions in the task set."""
     labels: torch.Tensor | None = None
     """float32 [H,B,1]: a teacher's rewards for the slices' actions, read from a column of labels."""
+    planned: torch.Tensor | None = None
+    """float32 [H+1,B,A]: what a planner would do in each observation, read from a column of labels; NaN where it was
+    not asked."""
     targets: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What a teacher says for each distillation objective, as "objective.what": [...]; empty without a teacher."""
 

@@ -41,9 +41,17 @@ _Prepared: TypeAlias = "tuple[Batch, torch.cuda.Event | None]"
 
 
 class Labels(Protocol):
-    """A number for every row of a store."""
+    """A number, or an action, for every row of a store."""
 
     def at(self, episodes: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
+
+
+class Drawer(Protocol):
+    """Whose batches are a function of the step."""
+
+    def batch(self, step: int) -> Batch: ...
+
+    def drawn(self, step: int) -> str: ...
 
 
 class SliceSampler:
@@ -59,6 +67,7 @@ class SliceSampler:
         seed: of the order.
         rank, world_size: of several processes, this one gets its equal part of every step's slices, in their order.
         labels: a teacher's rewards for the store's rows, to come along as `Batch.labels`.
+        planned: a planner's actions for them, to come along as `Batch.planned`.
 
     Raises:
         UserError: for a number out of its range, or a batch that the machine's memory cannot hold.
@@ -77,6 +86,7 @@ class SliceSampler:
         rank: int = 0,
         world_size: int = 1,
         labels: Labels | None = None,
+        planned: Labels | None = None,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"found batch_size {batch_size}, expected at least 1.")
@@ -101,6 +111,7 @@ class SliceSampler:
         self.horizon = horizon
         self.seed = seed
         self.labels = labels
+        self.planned = planned
         count = batch_size // world_size
         self._slices = slice(rank * count, (rank + 1) * count)
         self._episodes, self._task_ids = _match(store, task_set)
@@ -154,12 +165,17 @@ class SliceSampler:
             # The action that led from obs_0 lies in the row after it, and so does the teacher's reward for it.
             after = starts + np.arange(1, self.horizon + 1)[:, None]
             labels = torch.from_numpy(self.labels.at(episodes, after)[:, :, None])
+        planned = None
+        if self.planned is not None:
+            at = starts + np.arange(self.horizon + 1)[:, None]
+            planned = torch.from_numpy(self.planned.at(episodes, at))
         return Batch(
             obs=_tensor(rows[:, :, :obs_dim]),
             action=_tensor(rows[1:, :, obs_dim:-1]),
             reward=_tensor(rows[1:, :, -1:]),
             task=torch.from_numpy(self._task_ids[self.store.task_ids[episodes]]),
             labels=labels,
+            planned=planned,
         )
 
     def _draw(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -206,7 +222,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        sampler: SliceSampler,
+        sampler: Drawer,
         device: torch.device | str,
         start_step: int = 0,
         depth: int = 4,

@@ -44,7 +44,7 @@ def label_facts(store: EpisodeStore, teacher: Teacher, name: str) -> LabelFacts:
 def label_store(
     store: EpisodeStore,
     teacher: Teacher,
-    writer: LabelWriter,
+    writer: LabelWriter[LabelFacts],
     *,
     batch_size: int,
     on_episodes: Callable[[int], None] = lambda count: None,

@@ -1,7 +1,8 @@
 """The imagined return: what the policy prior earns in the world model, which its gradient passes through.
 
-PWM (arXiv 2407.02466), section 4, with this model's own Q at the end. Axes: H steps, S states, E heads, A action, Z
-latent.
+PWM (arXiv 2407.02466), section 4, with this model's own Q at the end, or a critic's (`critic.py`).
+
+Axes: H steps, S states, E heads, A action, Z latent.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class Imagined:
         entropy: scalar, likewise, for the log; without gradient.
         spread: scalar, the mean standard deviation of Q over its heads; without gradient.
         first: the policy's sample in the states themselves.
+        latents: [H+1, S, Z], the states and those that followed; without gradient.
+        actions: [H+1, S, A], the policy's in each; likewise.
+        rewards: [H, S, 1]; likewise.
     """
 
     value: Tensor
@@ -32,6 +36,9 @@ class Imagined:
     entropy: Tensor
     spread: Tensor
     first: PolicySample
+    latents: Tensor
+    actions: Tensor
+    rewards: Tensor
 
 
 def imagined(
@@ -52,13 +59,15 @@ def imagined(
         noise: standard normal [H+1, S, A].
         settings: horizon, and what the terminal Q is.
     """
-    samples = [model.sample_policy(z, task, noise[0])]
+    samples, latents, rewards = [model.sample_policy(z, task, noise[0])], [z], []
     value, discount = torch.zeros_like(gamma), torch.ones_like(gamma)
     for drawn in noise[1:]:
         action = samples[-1].action
-        value = value + discount * model.decode(model.reward(z, action, task))
+        rewards.append(model.decode(model.reward(z, action, task)))
+        value = value + discount * rewards[-1]
         discount = discount * gamma
         z = model.next(z, action, task)
+        latents.append(z)
         samples.append(model.sample_policy(z, task, drawn))
     heads = model.decode(model.q_values(z, samples[-1].action, task))  # [E, S, 1]
     spread = heads.std(dim=0)
@@ -69,4 +78,7 @@ def imagined(
         entropy=-torch.stack([sample.log_prob.detach().mean() for sample in samples]).mean(),
         spread=spread.detach().mean(),
         first=samples[0],
+        latents=torch.stack([latent.detach() for latent in latents]),
+        actions=torch.stack([sample.action.detach() for sample in samples]),
+        rewards=torch.stack([reward.detach() for reward in rewards]),
     )

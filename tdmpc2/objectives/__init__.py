@@ -4,7 +4,7 @@ A new one is a subclass of `Objective` in a file of its own, listed in `OBJECTIV
 `train.py`, and a run has it where that is above 0.
 """
 
-from tdmpc2.objectives.base import Knowledge, Objective, PolicyRollout, Rollout, coefficient, task_of
+from tdmpc2.objectives.base import Knowledge, Objective, PolicyRollout, Rollout, coefficient, own_action_error, task_of
 from tdmpc2.objectives.latent_linear import LatentLinearDistillation
 from tdmpc2.objectives.latent_pca import LatentPcaDistillation, PrincipalComponents
 from tdmpc2.objectives.latent_relational import LatentRelationalDistillation
@@ -45,5 +45,6 @@ __all__ = [
     "Rollout",
     "ValueDistillation",
     "coefficient",
+    "own_action_error",
     "task_of",
 ]

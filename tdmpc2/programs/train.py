@@ -97,6 +97,8 @@ def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
             learns_from = f"the dataset's rewards in a teacher's place, {coefficients(settings)}"
         elif settings.labels is not None:
             learns_from = f"labels in {settings.labels}, {coefficients(settings)}"
+        if settings.extraction is not None:
+            learns_from = "its policy prior alone" + ("" if teacher is None else f", {learns_from}")
         if settings.online is not None:
             learns_from += f"; acting: {acting(settings)}"
         where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"

@@ -226,7 +226,10 @@ def extraction_of(config: DictConfig) -> ExtractionSettings | None:
     Raises:
         UserError: where there is no model to extract from.
     """
-    extraction = from_keys(ExtractionSettings, config)
+    labels = path_of(config, "imitate_labels")
+    extraction = from_keys(ExtractionSettings, config, imitate_labels=labels)
+    if labels is not None and (config.mode != "extract" or not extraction.e_imitate):
+        raise UserError(f"imitate_labels={labels} is for mode=extract with e_imitate above 0; leave it out.")
     if config.mode != "extract":
         return None
     if config.checkpoint is None and config.resume in (None, False):

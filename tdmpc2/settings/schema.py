@@ -31,7 +31,17 @@ from tdmpc2.model.sizes import ModelSize
 from tdmpc2.objectives import OBJECTIVES
 from tdmpc2.online import OnlineSettings
 from tdmpc2.planner import PlannerSettings
-from tdmpc2.ranges import MOST_EPISODES, MOST_EVALUATION_SEED, MOST_SCALE, MOST_SLICES, MOST_STEPS, OneOf, Whole, Within
+from tdmpc2.ranges import (
+    MOST_EPISODES,
+    MOST_EVALUATION_SEED,
+    MOST_SCALE,
+    MOST_SLICES,
+    MOST_STEPS,
+    OneOf,
+    Share,
+    Whole,
+    Within,
+)
 from tdmpc2.reporting.metrics import LoggingSettings
 from tdmpc2.tasks import known_tasks
 from tdmpc2.training import EndSettings, OptimiserSettings, TrainSettings
@@ -277,6 +287,15 @@ class RunKeys:
         free_text=True,
         names_run=False,
     )
+    imitate_labels: str | None = key(
+        None,
+        "of mode=extract: folder of what the planner would do, which e_imitate reads and label.py what=planner writes; "
+        "null: labels/planner in data_dir",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
     save_video: bool = key_of(
         EvaluateKeys,
         "save_video",
@@ -510,10 +529,45 @@ class CollectKeys:
 class LabelKeys:
     """Keys that only `python scripts/label.py` has."""
 
-    batch_size: int = key(
-        2048, "transitions of a forward pass", unit="transitions", source=THIS_PROJECT, check=Whole(1, MOST_SLICES)
+    what: str = key(
+        "rewards",
+        "what is written: rewards (a teacher's, for every transition) or planner (what the planner of checkpoint would "
+        "do in every state, as the planner's keys say)",
+        unit="name",
+        source=THIS_PROJECT,
+        check=OneOf(("rewards", "planner")),
     )
-    seed: int = key_of(EvaluationSettings, "seed", text="start of the random numbers of a teacher with random weights")
+    checkpoint: str | None = key_of(
+        CollectKeys, "checkpoint", text="file of the student whose planner acts, for what=planner"
+    )
+    labels: str | None = key(
+        None,
+        "folder to write the planner's actions into; null: labels/planner in data_dir (of a teacher's rewards: "
+        "teacher.labels)",
+        unit="path",
+        source=THIS_PROJECT,
+        free_text=True,
+        names_run=False,
+    )
+    share: float = key(
+        1.0,
+        "of what=planner: part of each episode's states that is planned from, drawn by the seed",
+        unit="ratio",
+        source=THIS_PROJECT,
+        check=Share(zero=False),
+    )
+    batch_size: int | None = key(
+        None,
+        "transitions of a forward pass, or states that are planned from at a time; null: 2048, or 256",
+        unit="transitions, or states",
+        source=THIS_PROJECT,
+        check=Whole(1, MOST_SLICES),
+    )
+    seed: int = key_of(
+        EvaluationSettings,
+        "seed",
+        text="start of the random numbers: of a teacher with random weights, or of plans and of the states drawn",
+    )
     verify: bool = key(
         False,
         "whether to label nothing, but to read what is there and compare its checksums",
@@ -607,9 +661,9 @@ LabelConfig = derived(
     "LabelConfig",
     "`python scripts/label.py`.",
     SharedModelConfig,
+    PlanningConfig,
     DataKeys,
     LabelKeys,
-    derived("LabelDevice", "", DeviceKeys, only=("device",)),
     groups={"task": TaskConfig, "teacher": TeacherConfig},
     data_dir="data/mt30",
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tdmpc2.data.labels import LabelColumn
+from tdmpc2.data.labels import LabelColumn, PlannedColumn
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.distillation import AnyTeacher, DatasetRewards
 from tdmpc2.errors import CheckpointError, UserError, printable
@@ -28,7 +28,10 @@ _DATA = re.compile(r"(\d+) episodes, fingerprint ([0-9a-f]{16})")
 
 
 def content_identity(
-    store: EpisodeStore | None, teacher: AnyTeacher | None, labels: LabelColumn | None
+    store: EpisodeStore | None,
+    teacher: AnyTeacher | None,
+    labels: LabelColumn | None,
+    planned: PlannedColumn | None = None,
 ) -> dict[str, Any]:
     """What the data and the teacher are, whatever folder they lie in; without a store, the data is the simulator's."""
     weights = "none"
@@ -42,6 +45,7 @@ def content_identity(
         "data": "simulator" if store is None else f"{len(store)} episodes, fingerprint {store.fingerprint}",
         "teacher weights": weights,
         "teacher labels": "none" if labels is None else f"checksum {labels.header.checksum}",
+        **({} if planned is None else {"planner labels": f"checksum {planned.header.checksum}"}),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import torch
@@ -10,15 +12,15 @@ from torch import Tensor, nn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
-from tdmpc2.extraction import ExtractionSettings, imagined
-from tdmpc2.model import WorldModel
+from tdmpc2.extraction import ExtractionSettings, critic_loss, imagined, imitation
+from tdmpc2.model import Part, WorldModel
 from tdmpc2.objectives import Objective, PolicyRollout, task_of
 from tdmpc2.training.execution import UPDATES
 from tdmpc2.training.learner import OptimiserSettings, clipped_step
 
 
 class PolicyLearner:
-    """Owns what an update changes: the policy head, its optimiser, the running scale and the noise generator.
+    """Owns what an update changes: the policy head, its average and critic, optimisers, running scale and noise.
 
     Args:
         model: a trained one; all but its policy head is frozen here.
@@ -52,6 +54,7 @@ class PolicyLearner:
             if not objective.of_policy:
                 raise UserError(f"{objective.name} trains the world model, which mode=extract leaves as it is.")
         self.model = self.master = model.eval()
+        """What acts and is kept: with `weight_average` its policy head is the average."""
         self.own = nn.ModuleDict()
         self.execution = (execution or Execution()).supported_on(device, UPDATES)
         if self.execution.cudagraphs:
@@ -61,81 +64,153 @@ class PolicyLearner:
         self._objectives = objectives
         self._discounts = discounts.to(device)
         model.requires_grad_(False)
-        self._params = list(model.policy_head.requires_grad_(True).parameters())
+        own: tuple[Part, ...] = ("policy_head",) if settings.weight_average else ()
+        own += ("q_heads", "target_q_heads") if settings.imagine_critic else ()
+        self._averaged: list[Tensor] = list(model.policy_head.parameters()) if settings.weight_average else []
+        self._trained = _with_own(model, own) if own else model
+        """Whose policy head the updates change; with `imagine_critic` its Q is the critic, its target Q that one's."""
+        self._params = list(self._trained.policy_head.requires_grad_(True).parameters())
         self.optimiser = torch.optim.Adam(self._params, lr=optimiser.lr, eps=1e-5, fused=True)
+        self._critic = list(self._trained.q_heads.parameters()) if settings.imagine_critic else []
+        self._critic_target: list[Tensor] = list(self._trained.target_q_heads.parameters())
+        for parameter in self._critic:
+            parameter.requires_grad_(True)
+        self.critic_optimiser = torch.optim.Adam(self._critic, lr=optimiser.lr, fused=True) if self._critic else None
         self.scale = optimiser.running_scale(discounts, device, measured=True)
         self.noise = torch.Generator(device=device).manual_seed(seed)
         self._done = 0
         self._imagined = torch.compile(imagined, dynamic=False) if self.execution.compile else imagined
+        self._critic_loss = torch.compile(critic_loss, dynamic=False) if self.execution.compile else critic_loss
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one step from the states of a batch, every observation of its slices, and returns its scalars."""
-        model, settings = self.model, self._settings
+        model, settings = self._trained, self._settings
         steps, size = batch.obs.shape[:2]
         states = steps * size
         task = batch.task.repeat(steps)
         ids = task if model.dims.num_tasks else None
         noise = torch.randn(
+            settings.imagine_restarts + 1,
             settings.imagine_horizon + 1,
             states,
             model.dims.action_dim,
             generator=self.noise,
             device=self._discounts.device,
         )
+        gamma = self._discounts[task].unsqueeze(-1)
         with self.execution.arithmetic(self._discounts.device):
             with torch.no_grad():
                 latents = model.encode(batch.obs, task_of(model, batch))
             z = latents.flatten(0, 1)
-            found = self._imagined(model, z, ids, self._discounts[task].unsqueeze(-1), noise, settings)
-        self.scale.update(found.value.detach(), task)
-        own = -((found.value.squeeze(-1) / self.scale.of(task)).mean() + self._entropy_coef * found.scaled_entropy)
+            found = []
+            for drawn in noise:
+                found.append(self._imagined(model, z, ids, gamma, drawn, settings))
+                z = found[-1].latents[-1]
+        value, all_tasks = torch.cat([each.value for each in found]), task.repeat(len(found))
+        self.scale.update(value.detach(), all_tasks)
+        entropy = torch.stack([each.scaled_entropy for each in found]).mean()
+        own = -((value.squeeze(-1) / self.scale.of(all_tasks)).mean() + self._entropy_coef * entropy)
         loss = settings.e_imagine * own
         metrics = {
-            "imagined_return": found.value.detach().mean(),
-            "pi_entropy": found.entropy,
-            "q_spread": found.spread,
+            "imagined_return": value.detach().mean(),
+            "pi_entropy": torch.stack([each.entropy for each in found]).mean(),
+            "q_spread": torch.stack([each.spread for each in found]).mean(),
         }
-        mean, log_std = (values.unflatten(0, (steps, size)) for values in (found.first.mean, found.first.log_std))
+        first = found[0].first
+        mean, log_std = (values.unflatten(0, (steps, size)) for values in (first.mean, first.log_std))
         rollout = PolicyRollout(latents, mean, log_std, torch.ones(steps, device=mean.device))
+        if settings.e_imitate:
+            better = settings.imitate_where == "better"
+            imitated = imitation(model, batch, latents, mean, where_better=better)
+            metrics["imitation_loss"] = imitated.loss.detach()
+            metrics["labelled"] = imitated.labelled
+            if imitated.better is not None:
+                metrics["planner_better"] = imitated.better
+            loss = loss + settings.e_imitate * imitated.loss
         for objective in self._objectives:
             if objective.has_target(batch):
                 term = objective.policy_loss(model, batch, rollout)
                 metrics[f"{objective.name}_loss"] = term.detach()
                 loss = loss + objective.coef * term
         norm = self._step(loss)
+        if self.critic_optimiser is not None:
+            with self.execution.arithmetic(self._discounts.device):
+                losses = [self._critic_loss(model, each, ids, gamma, settings) for each in found]
+            metrics["critic_loss"] = self._critic_step(self.critic_optimiser, torch.stack(losses).mean())
         return {"pi_loss": loss.detach(), **metrics, "pi_grad_norm": norm, "pi_scale": self.scale.value.mean()}
 
     def _step(self, loss: Tensor) -> Tensor:
         """One clipped step; returns the gradient norm before clipping."""
         s = self._optimiser_settings
         left = 1 - self._done / self._updates
-        for group in self.optimiser.param_groups:
-            group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = s.lr * (self._settings.lr_end + (1 - self._settings.lr_end) * left)
         self._done += 1
-        return clipped_step(self.optimiser, self._params, torch.autograd.grad(loss, self._params), s.grad_clip_norm)
+        gradients = torch.autograd.grad(loss, self._params)
+        norm = clipped_step(self.optimiser, self._params, gradients, s.grad_clip_norm)
+        if self._averaged:
+            # At first less, so that the average soon forgets the weights that the run started from.
+            decay = min(self._settings.weight_average, (1 + self._done) / (10 + self._done))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._averaged, list[Tensor](self._params), 1 - decay)
+        return norm
+
+    def _critic_step(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """One clipped step of the critic, after which its target follows; returns the loss."""
+        # Fused Adam reads gradients in their parameter's memory order; those of stacked heads come transposed.
+        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, self._critic)]
+        clipped_step(optimiser, self._critic, gradients, self._optimiser_settings.grad_clip_norm)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._critic_target, list[Tensor](self._critic), self._optimiser_settings.tau)
+        return loss.detach()
 
     @property
     def optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
-        return (self.optimiser,)
+        return (self.optimiser,) if self.critic_optimiser is None else (self.optimiser, self.critic_optimiser)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         assert self.scale.updates is not None
         return {
             "model": self.model.state_dict(),
+            **({"policy": self._trained.policy_head.state_dict()} if self._averaged else {}),
             "policy_optimiser": self.optimiser.state_dict(),
+            **self._critic_state(),
             "scale": self.scale.value.clone(),
             "scale_updates": self.scale.updates.clone(),
             "noise": self.noise.get_state(),
             "done": self._done,
         }
 
+    def _critic_state(self) -> dict[str, Any]:
+        if self.critic_optimiser is None:
+            return {}
+        return {
+            "critic": self._trained.q_heads.state_dict(),
+            "critic_target": self._trained.target_q_heads.state_dict(),
+            "critic_optimiser": self.critic_optimiser.state_dict(),
+        }
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()` of a learner of the same model."""
         self.model.load_state_dict(state["model"])
+        if self._averaged:
+            self._trained.policy_head.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["policy_optimiser"])
+        if self.critic_optimiser is not None:
+            self._trained.q_heads.load_state_dict(state["critic"])
+            self._trained.target_q_heads.load_state_dict(state["critic_target"])
+            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
         self.scale.value.copy_(state["scale"])
         assert self.scale.updates is not None
         self.scale.updates.copy_(state["scale_updates"])
         self.noise.set_state(state["noise"].cpu())
         self._done = int(state["done"])
+
+
+def _with_own(model: WorldModel, parts: tuple[Part, ...]) -> WorldModel:
+    """The model with copies of these parts; all other weights are the same tensors."""
+    held = itertools.chain(model.named_parameters(), model.named_buffers())
+    shared = {id(value): value for name, value in held if name.split(".")[0] not in parts}
+    return copy.deepcopy(model, shared)

@@ -10,6 +10,7 @@ import torch
 from tdmpc2.data.source import BatchSource
 from tdmpc2.distillation import AnyTeacher, Committee, LabelledRewards, Lessons, Teacher
 from tdmpc2.errors import UserError
+from tdmpc2.extraction import check_planned
 from tdmpc2.memory import check_memory
 from tdmpc2.model import ModelDims, WorldModel, model_bytes, update_bytes
 from tdmpc2.objectives import Objective
@@ -95,7 +96,7 @@ def prepare(settings: TrainSettings, teacher: AnyTeacher | None, ranks: Ranks) -
     if settings.extraction is not None and ranks.size > 1:
         raise UserError("mode=extract runs in one process: start it without torchrun.")
     data = run_data(settings, state, ranks)
-    content = content_identity(data.store, teacher, data.labels)
+    content = content_identity(data.store, teacher, data.labels, data.planned)
     if state is None:
         student = new_student(settings)
         identity = settings.identity() | start_identity(settings.checkpoint) | content
@@ -110,6 +111,8 @@ def prepare(settings: TrainSettings, teacher: AnyTeacher | None, ranks: Ranks) -
         # A resumed student's weights are in the state; the file it once started from need not be there any more.
         student = new_student(replace(settings, checkpoint=None))
 
+    if data.planned is not None:
+        check_planned(data.planned, student, settings.task_set)
     source = teacher if data.labels is None else LabelledRewards()
     if settings.objectives and source is None:
         raise UserError(f"{settings.objectives[0].name} needs a teacher, and this run has none.")

@@ -173,6 +173,10 @@ class TrainSettings:
             if self.quantise_aware is not None:
                 raise UserError("quantise_aware is for training the whole model: leave it out of mode=extract.")
             self.extraction.check_objectives(len(self.objectives))
+            if self.extraction.rounds > 1:
+                check_whole("seed", self.seed, 0, MOST_EVALUATION_SEED)
+            if self.extraction.rounds > self.steps:
+                raise UserError(f"rounds={self.extraction.rounds} are more than steps={self.steps}; lower them.")
         if self.updates < 1:
             raise UserError(f"steps={self.steps:,} decisions at utd={self.utd:g} are no update; raise one of them.")
 
@@ -224,7 +228,7 @@ class TrainSettings:
         """What a policy's extraction depends on beside that: the learning rate falls over all of its updates."""
         if self.extraction is None:
             return {}
-        return {"mode": "extract", "updates": self.updates, **asdict(self.extraction)}
+        return {"mode": "extract", "updates": self.updates, **self.extraction.identity()}
 
     def _acting(self) -> dict[str, Any]:
         """The settings that an online run's decisions depend on; nothing for an offline one."""

@@ -10,23 +10,27 @@ from typing import Any
 from tdmpc2.agent import Agent
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.importing import common_episode_steps
-from tdmpc2.data.labels import LabelColumn
+from tdmpc2.data.labels import LabelColumn, PlannedColumn
 from tdmpc2.data.replay import Replay
 from tdmpc2.data.sampler import Prefetcher, SliceSampler
 from tdmpc2.data.source import BatchSource
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.runner import default_workers
+from tdmpc2.extraction import PLANNED, ExtractionSettings
 from tdmpc2.model import WorldModel
 from tdmpc2.online import OnlineSource
 from tdmpc2.training.finite import Drawing
 from tdmpc2.training.identity import recorded_store
 from tdmpc2.training.ranks import Ranks
+from tdmpc2.training.rounds import RoundsSource, StartStates
 from tdmpc2.training.settings import TrainSettings
 from tdmpc2.training.state import TrainingState
 
 REPLAY = "replay"
 """The folder, in an online run's, of the store of all its episodes."""
+COLLECTED = "collected"
+"""The folder, likewise, of the store of what an extraction's policy has played between its rounds."""
 _ROWS = "replay-rows"
 
 
@@ -37,6 +41,7 @@ class RunData:
     Attributes:
         store: of episodes; None for the simulator alone.
         labels: a teacher's rewards for the store.
+        planned: a planner's actions for the store.
         drawn: tells what a batch was drawn from.
         open: makes the source of batches, for the model that acts, from an update on and from what its `state` then
             gave; it asks whether the run is to stop.
@@ -45,6 +50,7 @@ class RunData:
 
     store: EpisodeStore | None
     labels: LabelColumn | None
+    planned: PlannedColumn | None
     drawn: Drawing
     open: Callable[[WorldModel, int, Mapping[str, Any] | None, Callable[[], bool]], BatchSource]
     whole: Callable[[], Iterator[Batch]] | None
@@ -64,8 +70,14 @@ def _from_store(settings: TrainSettings, state: TrainingState | None, ranks: Ran
     if state is not None:
         store = recorded_store(store, state.identity)
     labels = None if settings.labels is None else LabelColumn.open(settings.labels, store, settings.task_set.tasks)
+    planned = None
+    if settings.extraction is not None and settings.extraction.e_imitate:
+        folder = settings.extraction.imitate_labels or settings.data_dir / PLANNED
+        planned = PlannedColumn.open(folder, store, settings.task_set.tasks)
     chosen = (store, settings.task_set, settings.batch_size, settings.horizon, settings.seed)
-    sampler = SliceSampler(*chosen, rank=ranks.rank, world_size=ranks.size, labels=labels)
+    if settings.extraction is not None and settings.extraction.rounds > 1:
+        return _in_rounds(settings, settings.extraction, store, planned)
+    sampler = SliceSampler(*chosen, rank=ranks.rank, world_size=ranks.size, labels=labels, planned=planned)
 
     def opened(
         model: WorldModel, step: int, state: Mapping[str, Any] | None, asked_to_stop: Callable[[], bool]
@@ -76,7 +88,35 @@ def _from_store(settings: TrainSettings, state: TrainingState | None, ranks: Ran
         everything = SliceSampler(*chosen)
         return (everything.batch(step).to(settings.device) for step in itertools.count())
 
-    return RunData(store, labels, sampler, opened, whole)
+    return RunData(store, labels, planned, sampler, opened, whole)
+
+
+def _in_rounds(
+    settings: TrainSettings, extraction: ExtractionSettings, store: EpisodeStore, planned: PlannedColumn | None
+) -> RunData:
+    """The store, and what an extraction's policy collects between its rounds."""
+    tasks, workers = settings.task_set, settings.evaluation.num_workers
+    starts = StartStates(store, tasks, settings.batch_size, settings.horizon, settings.seed, planned)
+
+    def opened(
+        model: WorldModel, step: int, state: Mapping[str, Any] | None, asked_to_stop: Callable[[], bool]
+    ) -> BatchSource:
+        return RoundsSource(
+            starts,
+            Agent(model, tasks),
+            rounds=extraction.rounds,
+            episodes=extraction.collect_episodes,
+            updates=settings.updates,
+            seed=settings.seed,
+            workers=default_workers() if workers is None else workers,
+            store=settings.run_dir / COLLECTED,
+            device=settings.device,
+            start_step=step,
+            state=state,
+            asked_to_stop=asked_to_stop,
+        )
+
+    return RunData(store, None, planned, starts, opened, None)
 
 
 def _from_simulator(settings: TrainSettings, state: TrainingState | None, ranks: Ranks) -> RunData:
@@ -120,4 +160,4 @@ def _from_simulator(settings: TrainSettings, state: TrainingState | None, ranks:
             asked_to_stop=asked_to_stop,
         )
 
-    return RunData(given, None, replay, opened, None)
+    return RunData(given, None, None, replay, opened, None)

@@ -270,7 +270,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format="other"), "is not the header of a label column"),
+        (lambda d: d.update(format="other"), "is not the header of a column of a teacher's rewards"),
         (lambda d: d.update(version=0), r"found version 0, expected 1; delete this folder and label anew"),
         (lambda d: d.pop("precision"), "key 'precision' is 'None', expected text"),
         (lambda d: d.update(tasks="all"), "key 'tasks' is 'all', expected a list of text"),

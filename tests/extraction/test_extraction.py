@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from run_fixtures import DUO, tiny_model, tiny_run
+from extraction_fixtures import HORIZON, STATES, asked, batch, learner
+from run_fixtures import tiny_model, tiny_run
 from safetensors.torch import load_file
 
-from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
-from tdmpc2.extraction import ExtractionSettings, imagined
+from tdmpc2.extraction import ExtractionSettings, Imagined, imagined
+from tdmpc2.model import WorldModel
 from tdmpc2.reporting.sinks import read_metrics
-from tdmpc2.training import OptimiserSettings
-from tdmpc2.training.policy_learner import PolicyLearner
-
-STATES, HORIZON = 6, 3
-GAMMA = torch.tensor([0.9, 0.99])
-
-
-def asked(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, tasks, discounts and noise for the tiny model."""
-    generator = torch.Generator().manual_seed(seed)
-    model, task = tiny_model(), torch.arange(STATES) % 2
-    obs = torch.randn(STATES, DUO.obs_dim, generator=generator)
-    noise = torch.randn(HORIZON + 1, STATES, DUO.action_dim, generator=generator)
-    return model.encode(obs, task).detach(), task, GAMMA[task].unsqueeze(-1), noise
+from tdmpc2.training import policy_learner
 
 
 @pytest.mark.parametrize("imagine_q", ["mean", "min"])
@@ -73,22 +62,6 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
     assert slope == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-2) and slope != 0
 
 
-def learner(**changes: float | str) -> PolicyLearner:
-    settings = ExtractionSettings(imagine_horizon=2)
-    optimiser = replace(OptimiserSettings(), **changes)  # type: ignore[arg-type]
-    return PolicyLearner(tiny_model(), GAMMA, settings, optimiser, 1e-4, 50, 3)
-
-
-def batch() -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    return Batch(
-        obs=torch.randn(4, 8, DUO.obs_dim, generator=generator),
-        action=torch.zeros(3, 8, DUO.action_dim),
-        reward=torch.zeros(3, 8, 1),
-        task=torch.arange(8) % 2,
-    )
-
-
 @pytest.mark.parametrize("pi_scale", ["batch", "task"])
 def test_updates_raise_the_imagined_return_and_leave_the_model_as_it_is(pi_scale: str) -> None:
     held = learner(lr=1e-2, pi_scale=pi_scale)
@@ -99,6 +72,56 @@ def test_updates_raise_the_imagined_return_and_leave_the_model_as_it_is(pi_scale
     assert changed and all(name.startswith("policy_head.") for name in changed)
     (group,) = held.optimiser.param_groups
     assert group["lr"] == pytest.approx(1e-2 / 50), "the last update's: it falls to nothing after it"
+
+
+def test_restarts_begin_where_the_policy_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts of the second time are the first one's last states, and all of them count alike in the loss."""
+    model, (z, task, gamma, noise) = tiny_model(), asked()
+    first = imagined(model, z, task, gamma, noise, ExtractionSettings(imagine_horizon=HORIZON))
+    latent = z
+    for drawn in noise[:-1]:
+        latent = model.next(latent, model.sample_policy(latent, task, drawn).action, task)
+    torch.testing.assert_close(first.latents[-1], latent)
+    assert not first.latents.requires_grad
+
+    begun: list[torch.Tensor] = []
+
+    def watched(model: WorldModel, z: torch.Tensor, *given: Any) -> Imagined:
+        begun.append(z)
+        return imagined(model, z, *given)
+
+    monkeypatch.setattr(policy_learner, "imagined", watched)
+    settings = ExtractionSettings(imagine_horizon=2, imagine_restarts=2)
+    held, plain = learner(settings, lr=1e-2), learner(lr=1e-2)
+    metrics, without = held.update(batch()), plain.update(batch())
+    assert [tuple(z.shape) for z in begun] == [(32, tiny_model().dims.latent_dim)] * 4
+    assert torch.equal(begun[0], begun[3]), "the batch's own"
+    assert not torch.equal(begun[0], begun[1]) and not torch.equal(begun[1], begun[2])
+    assert float(metrics["imagined_return"]) != float(without["imagined_return"])
+
+
+def test_the_average_is_kept_beside_the_weights_that_are_trained() -> None:
+    held, plain = learner(ExtractionSettings(imagine_horizon=2, weight_average=0.5), lr=1e-2), learner(lr=1e-2)
+    expected = [p.detach().clone() for p in plain.model.policy_head.parameters()]
+    frozen = {id(p) for name, p in held.model.named_parameters() if not name.startswith("policy_head.")}
+    for done in range(1, 13):
+        for one in (held, plain):
+            one.update(batch())
+        decay = min(0.5, (1 + done) / (10 + done))
+        trained = [p.detach() for p in plain.model.policy_head.parameters()]
+        expected = [decay * a + (1 - decay) * p for a, p in zip(expected, trained, strict=True)]
+    for found, average in zip(held.model.policy_head.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), average)
+    state = held.state_dict()
+    for name, value in plain.model.policy_head.state_dict().items():
+        assert torch.equal(state["policy"][name], value), "updates do not see the average"
+    assert {id(p) for name, p in held.model.named_parameters() if not name.startswith("policy_head.")} == frozen
+    again = learner(ExtractionSettings(imagine_horizon=2, weight_average=0.5), lr=1e-2)
+    again.load_state_dict(copy.deepcopy(state))
+    for one in (held, again):
+        one.update(batch())
+    for name, value in held.state_dict()["model"].items():
+        assert torch.equal(again.state_dict()["model"][name], value), name
 
 
 def last(run: Path) -> dict[str, torch.Tensor]:

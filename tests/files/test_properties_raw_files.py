@@ -158,7 +158,7 @@ def test_odd_facts_of_exported_agents(exported: Path, tmp_path: Path, data: st.D
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EpisodeStore, Path]:
     folder = tmp_path_factory.mktemp("labels")
     store = make_store(folder / "store", DUO, [0, 1, 1, 0, 1], steps=6)
-    facts = LabelFacts("1M", "0123456789abcdef", 1000, "float32", store.fingerprint, DUO.tasks, 5, 6)
+    facts = LabelFacts(store.fingerprint, DUO.tasks, 5, 6, "1M", "0123456789abcdef", 1000, "float32")
     with LabelWriter(folder / "column", facts, block_episodes=2) as writer:
         writer.append(np.arange(30, dtype=np.float32).reshape(5, 6))
     return store, folder / "column"

@@ -133,7 +133,7 @@ def test_names_of_runs_and_paths_follow_from_the_keys() -> None:
     assert not {"lr", "seed", "steps", "precision", "teacher.precision"} & {*NOT_IN_NAMES}
     assert {
         *("checkpoint", "teacher.checkpoint", "teacher.labels", "data_dir", "output", "reference"),
-        *("save_replay", "replay_from"),
+        *("save_replay", "replay_from", "imitate_labels", "labels"),
         *("scale.large_checkpoint", "scale.small_checkpoint", "calibrate"),
         *("hydra.run.dir", "hydra.sweep.dir", "exp_name", "label", "task.name"),
     } == TEXT_KEYS
