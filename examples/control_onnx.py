@@ -2,6 +2,7 @@
 
 python scripts/export.py checkpoints/quickstart_teacher.safetensors --out exported/quickstart
 python examples/control_onnx.py exported/quickstart cup-spin --decisions 100
+python examples/control_onnx.py exported/quickstart cup-spin --prior    # encoder.onnx and policy.onnx alone
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("folder", help="what scripts/export.py wrote")
 parser.add_argument("task", help="one of the agent's tasks, cup-spin say")
 parser.add_argument("--decisions", type=int, default=500, help="an episode has 500")
+parser.add_argument("--prior", action="store_true", help="act by the policy prior's mean instead of planning")
 parser.add_argument("--seed", type=int, default=1)
 a = parser.parse_args()
 
-agent = OnnxAgent(a.folder, seed=a.seed)
+agent = OnnxAgent(a.folder, seed=a.seed, mpc=not a.prior)
 if a.task not in agent.tasks:
     parser.error(f"the agent knows {', '.join(agent.tasks)}, not {a.task}")
 env = make_env(a.task, seed=a.seed)
 obs, _ = env.reset()
-total, started = 0.0, time.perf_counter()
+total, acting = 0.0, 0.0
 for step in range(a.decisions):
     padded = np.pad(obs, (0, agent.obs_dim - len(obs)))[None]
-    action = agent.act(padded, task=[agent.tasks.index(a.task)], first=[step == 0])
+    started = time.perf_counter()
+    action = agent.act(padded, task=[agent.tasks.index(a.task)], first=[step == 0], greedy=a.prior)
+    acting += time.perf_counter() - started
     obs, reward, terminated, truncated, _ = env.step(action[0, : env.action_space.shape[0]])
     total += float(reward)
     if terminated or truncated:
         break
-milliseconds = 1000 * (time.perf_counter() - started) / (step + 1)
-print(f"{a.task}: return {total:.1f} after {step + 1} decisions, {milliseconds:.0f} ms each with the simulator")
+print(f"{a.task}: return {total:.1f} after {step + 1} decisions, {1000 * acting / (step + 1):.3g} ms each")

@@ -32,6 +32,8 @@ Array = np.ndarray
 FORMAT = "tdmpc2-onnx-agent"
 FORMAT_VERSION = 1
 PLANNING_GRAPHS = ("encoder", "policy", "dynamics", "value")
+PRIOR_GRAPHS = ("encoder", "policy")
+"""All that acting by the policy prior alone needs, beside agent.json."""
 CHECKSUM = "facts_crc32"
 """The key of agent.json that holds the CRC-32 of all others; the first exports had none."""
 _KEYS = (
@@ -93,12 +95,13 @@ class OnnxAgent:
         folder: the exported folder.
         seed: of the planner's noise; None for one of the system's.
         threads: CPU threads of onnxruntime.
+        mpc: plan; False acts by the policy prior alone, one forward pass, and needs neither dynamics nor value.
 
     Raises:
         ValueError: in one line that names the file, for a folder that is not a whole exported agent.
     """
 
-    def __init__(self, folder: str | Path, seed: int | None = None, threads: int = 1) -> None:
+    def __init__(self, folder: str | Path, seed: int | None = None, threads: int = 1, mpc: bool = True) -> None:
         folder = Path(folder)
         facts = read_facts(folder)
         self.task_set: str = facts["task_set"]
@@ -115,7 +118,8 @@ class OnnxAgent:
         options.intra_op_num_threads = threads
         # What goes wrong is raised here; its log would show names from the file as they are.
         options.log_severity_level = 4
-        self._files = {name: folder / f"{name}.onnx" for name in PLANNING_GRAPHS}
+        self.mpc = mpc
+        self._files = {name: folder / f"{name}.onnx" for name in (PLANNING_GRAPHS if mpc else PRIOR_GRAPHS)}
         self._sessions: dict[str, Any] = {}
         for name, path in self._files.items():
             data = _checked(path, facts["crc32"])
@@ -136,14 +140,14 @@ class OnnxAgent:
         first: Sequence[bool] | Array | None = None,
         greedy: bool = False,
     ) -> Array:
-        """Plans one decision for N environments, each continuing its last plan.
+        """One decision for N environments: planned, each continuing its last plan, or the policy prior's.
 
         Args:
             obs: [N, O], zero-padded to the task set's width.
             task: task ids [N], positions in `tasks`; may be left out for a single-task agent.
             first: bool [N], True where a new episode starts; default all if N changed or nothing was planned yet,
                 else none.
-            greedy: leave the exploration noise out.
+            greedy: leave the exploration noise out; the prior's mean instead of a sample of it.
 
         Returns:
             Actions float32 [N, A] in [-1, 1], 0 where the task has no such action.
@@ -153,6 +157,8 @@ class OnnxAgent:
                 within episodes, or graphs that compute no action from it.
         """
         obs, ids = self._inputs(obs, task)
+        if not self.mpc:
+            return self._finite(self._prior_actions(obs, ids, greedy))
         count = len(obs)
         same = self._mean is not None and len(self._mean) == count
         fresh = np.full(count, not same) if first is None else np.asarray(first, bool)
@@ -164,12 +170,23 @@ class OnnxAgent:
         warm = np.zeros(shape, np.float32) if not same or self._mean is None else self._mean
         warm = np.where(fresh[:, None, None], np.float32(0), warm)
         plan = self.plan(obs, ids, warm, self.draw_noise(count), greedy=greedy)
-        broken = np.flatnonzero(~np.isfinite(plan.action).all(axis=1))
-        if broken.size:
-            raise ValueError(f"the graphs give environment {broken[0]} an action that is not a number.")
+        action = self._finite(plan.action)
         shifted = np.concatenate([plan.mean[:, 1:], np.zeros_like(plan.mean[:, :1])], axis=1)
         self._mean = shifted if self.planner.get("warm_start", True) else np.zeros_like(shifted)
-        return plan.action
+        return action
+
+    def _prior_actions(self, obs: Array, task: Array | None, greedy: bool) -> Array:
+        """Actions [N, A] of the policy prior; without noise a sample is the mean."""
+        shape = (len(obs), 1, self.action_dim)
+        noise = np.zeros(shape, np.float32) if greedy else self._rng.standard_normal(shape, np.float32)
+        z = self._run("encoder", task, (len(obs), self.latent_dim), obs=obs)[:, None]
+        return self._run("policy", task, shape, z=z, noise=noise)[:, 0]
+
+    def _finite(self, action: Array) -> Array:
+        broken = np.flatnonzero(~np.isfinite(action).all(axis=1))
+        if broken.size:
+            raise ValueError(f"the graphs give environment {broken[0]} an action that is not a number.")
+        return action
 
     def draw_noise(self, count: int) -> Noise:
         """Noise for `count` environments from the agent's generator."""

@@ -246,6 +246,27 @@ def test_acting_carries_plans_on_and_masks(small_folder: Path) -> None:
     assert np.array_equal(one.act(obs, task, greedy=True), expected)
 
 
+def test_acting_by_the_prior_alone(small_file: Path, small_folder: Path, tmp_path: Path) -> None:
+    """Its mean is the torch agent's; a sample differs; dynamics and values need not be there."""
+    for name in ("agent.json", "encoder.onnx", "policy.onnx"):
+        shutil.copy(small_folder / name, tmp_path)
+    agent, torch_agent = OnnxAgent(tmp_path, seed=3, mpc=False), load_agent(small_file, device="cpu")
+    rng = np.random.default_rng(1)
+    obs = rng.standard_normal((3, agent.obs_dim), np.float32)
+    greedy = agent.act(obs, [0, 1, 2], greedy=True)
+    model, task = torch_agent.model, torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        expected, _, _ = model.policy(model.encode(torch.from_numpy(obs), task), task)
+    np.testing.assert_allclose(greedy, expected.numpy(), atol=1e-5)
+    assert greedy.shape == (3, agent.action_dim) and agent.action_masks is not None
+    assert (greedy[agent.action_masks[:3] == 0] == 0).all()
+    sampled = agent.act(obs, [0, 1, 2])
+    assert not np.allclose(sampled, greedy) and (sampled[agent.action_masks[:3] == 0] == 0).all()
+    np.testing.assert_array_equal(agent.act(obs[:1], [0], greedy=True), greedy[:1])  # any number, at any time
+    with pytest.raises(ValueError, match=r"dynamics\.onnx"):
+        OnnxAgent(tmp_path)
+
+
 def test_without_prior_trajectories(small_file: Path, tmp_path: Path) -> None:
     export_agent(small_file, tmp_path, planner=replace(SMALL_PLAN, num_pi_trajs=0, horizon=1))
     assert np.isfinite(OnnxAgent(tmp_path, seed=0).act(np.zeros((2, 24)), [0, 1])).all()
