@@ -43,7 +43,7 @@ def acting(settings: TrainSettings) -> str:
 
 @hydra_entry("train")
 def main(config: DictConfig) -> float | None:
-    """One run, with the evaluations that it ends with; the final planned score, for a search."""
+    """One run, with the evaluations that it ends with; its last score, for a search."""
     set_matmul_precision(config.matmul_precision)
     be_deterministic(config.deterministic)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -56,7 +56,7 @@ def main(config: DictConfig) -> float | None:
         if not ranks.first:
             return None
         score = evaluate_end(settings)
-    if sweep and score is not None:
+    if sweep and settings.end.episodes:
         _report(settings.run_dir, str(config.exp_name))
     return score
 
