@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from tdmpc2.model import ACTING_PARTS, WorldModel, model_checksum, published_siz
 from tdmpc2.planner import PLANS, Plan, Planner, PlannerSettings, PlanNoise
 from tdmpc2.planner.threads import PlanThreads
 from tdmpc2.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModule
 
 # Valuing about this many trajectories at a time keeps a CPU's second-level caches warm.
 _CPU_TRAJECTORIES = 512
@@ -306,7 +309,7 @@ State = tuple[NDArray[np.float32], ...]
 class Policy:
     """An agent in an environment, with the `predict` that stable-baselines3's functions call; by `Agent.policy`.
 
-    It has no memory: what a plan leaves to the next decision goes in and out as `state`.
+    `predict` has no memory: what a plan leaves to the next decision goes in and out as `state`.
     """
 
     def __init__(self, agent: Agent, env: Any, mpc: bool) -> None:
@@ -330,6 +333,27 @@ class Policy:
                 f"{known.action_dim}."
             )
 
+    def module(self, *, deterministic: bool = False) -> TensorDictModule:
+        """This policy for torchrl: reads "observation" [o] or [N, o], writes "action" as wide as the environment's.
+
+        It keeps its last plan, as `Agent.act` does, and begins anew where "is_init" is True, an entry of torchrl's
+        `InitTracker`; without that entry, when N changes.
+        """
+        from tensordict.nn import TensorDictModule
+
+        warm: Tensor | None = None
+
+        def decide(observation: Tensor, is_init: Tensor | None) -> Tensor:
+            nonlocal warm
+            rows = observation.reshape(-1, observation.shape[-1])
+            if warm is not None and len(warm) != len(rows):
+                warm = None
+            begins = None if is_init is None else is_init.reshape(-1)
+            action, warm = self._decide(rows, warm, begins, deterministic)
+            return action.reshape(*observation.shape[:-1], -1).to(observation.device)
+
+        return TensorDictModule(decide, in_keys=["observation", "is_init"], out_keys=["action"])
+
     def predict(
         self,
         observation: np.ndarray,
@@ -351,27 +375,34 @@ class Policy:
         Raises:
             UserError: for a wrong shape, or an observation that is not finite.
         """
-        agent, given = self.agent, torch.as_tensor(observation)
-        rows = given.reshape(-1, given.shape[-1]) if given.dim() in (1, 2) else given
-        count = len(self._ids) if len(self._ids) > 1 else rows.shape[0]
+        given = torch.as_tensor(observation)
+        rows = given[None] if given.dim() == 1 else given
+        before = None if state is None else torch.as_tensor(state[0])
+        begins = None if episode_start is None else torch.as_tensor(episode_start, dtype=torch.bool)
+        action, after = self._decide(rows, before, begins, deterministic)
+        own = action.cpu().numpy()
+        return (own[0] if given.dim() == 1 else own), None if after is None else (after.cpu().numpy(),)
+
+    def _decide(
+        self, rows: Tensor, warm: Tensor | None, begins: Tensor | None, greedy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions [N, a] for observations [N, o], and the warm start [N, H, A] of the next decision."""
+        agent = self.agent
+        count = len(self._ids) if len(self._ids) > 1 else len(rows)
         if rows.shape != (count, self._obs_width):
             raise UserError(
-                f"observations have shape {tuple(given.shape)}, expected ({count}, {self._obs_width}), of the "
+                f"observations have shape {tuple(rows.shape)}, expected ({count}, {self._obs_width}), of the "
                 "environments that this policy was made for."
             )
         obs, ids = agent.checked(pad(rows, (0, agent.task_set.obs_dim - self._obs_width)), self._ids.expand(count))
-        following: State | None = None
-        if self.mpc:
-            warm = agent.zero_plan(count) if state is None else torch.as_tensor(state[0], device=agent.device)
-            if episode_start is not None:
-                begins = torch.as_tensor(episode_start, dtype=torch.bool, device=agent.device).expand(count)
-                warm = torch.where(begins[:, None, None], torch.zeros_like(warm), warm)
-            action, after = agent.plan(obs, ids, warm, agent.generator, greedy=deterministic)
-            following = (after.cpu().numpy(),)
-        else:
-            action = agent.policy_action(obs, ids, agent.generator, greedy=deterministic)
-        own = action[:, : self._action_width].float().cpu().numpy()
-        return (own[0] if given.dim() == 1 else own), following
+        if not self.mpc:
+            action = agent.policy_action(obs, ids, agent.generator, greedy=greedy)
+            return action[:, : self._action_width].float(), None
+        start = agent.zero_plan(count) if warm is None else warm.to(agent.device)
+        if begins is not None:
+            start = torch.where(begins.to(agent.device).expand(count)[:, None, None], torch.zeros_like(start), start)
+        action, after = agent.plan(obs, ids, start, agent.generator, greedy=greedy)
+        return action[:, : self._action_width].float(), after
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

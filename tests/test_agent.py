@@ -485,5 +485,5 @@ def test_environments_that_a_policy_does_not_fit() -> None:
     ):
         agent.policy(wide)
     policy = agent.policy(tdmpc2.make_env("pendulum-spin"))
-    with pytest.raises(UserError, match=r"shape \(8,\), expected \(1, 3\)"):
+    with pytest.raises(UserError, match=r"shape \(1, 8\), expected \(1, 3\)"):
         policy.predict(np.zeros(8, np.float32))

@@ -23,8 +23,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, get_args
 
-from termcolor import colored
-
+from tdmpc2.console import coloured
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_text, write_error
 from tdmpc2.jsontext import parse_json, whole_number
@@ -72,9 +71,7 @@ class ConsoleSink:
     def log(self, step: int, metrics: Mapping[str, float], category: Category) -> None:
         now = time.monotonic()
         stream = self._stream or sys.stdout
-        label = f"{category:<5}"
-        if stream.isatty():  # termcolor itself asks standard output alone
-            label = colored(label, _COLOURS[category])
+        label = coloured(f"{category:<5}", _COLOURS[category], stream)
         parts = [f"{label} step {step:,}/{self._total:,}"]
         if self._total:
             parts.append(f"{100 * step / self._total:5.1f}%")
