@@ -19,10 +19,13 @@ from tdmpc2.execution import Execution
 from tdmpc2.model import ACTING_PARTS, WorldModel, model_checksum, published_size
 from tdmpc2.planner import PLANS, Plan, Planner, PlannerSettings, PlanNoise
 from tdmpc2.planner.threads import PlanThreads
+from tdmpc2.pretrained import ADDRESS, fetched, push_to_hub, save_pretrained
 from tdmpc2.tasks import TaskSet
 
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModule
+
+    from tdmpc2.evaluation.results import EvaluationResult
 
 # Valuing about this many trajectories at a time keeps a CPU's second-level caches warm.
 _CPU_TRAJECTORIES = 512
@@ -101,6 +104,25 @@ class Agent:
         # Stored as float32 whatever the file was that it came from; and it may have changed since it was evaluated.
         metadata = replace(known, scheme="float32", scheme_version=1, normalised_score=None)
         save_checkpoint(path, self.model.state_dict(), metadata)
+
+    def save_pretrained(
+        self, folder: str | Path, *, data: str, licence: str, result: EvaluationResult | None = None
+    ) -> None:
+        """Writes weights, metadata and a model card into a folder (see `tdmpc2.pretrained.save_pretrained`)."""
+        save_pretrained(self, folder, data=data, licence=licence, result=result)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        data: str,
+        licence: str,
+        result: EvaluationResult | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Uploads such a folder to the Hugging Face hub (see `tdmpc2.pretrained.push_to_hub`); its commit's address."""
+        return push_to_hub(self, repository, data=data, licence=licence, result=result, private=private, token=token)
 
     def policy(self, env: Any, *, mpc: bool = True) -> Policy:
         """This agent in an environment as stable-baselines3 and its like want it, by `Policy.predict`.
@@ -436,7 +458,8 @@ def load_agent(
     """An agent from a checkpoint of any supported format, with target Q where the file has it.
 
     Args:
-        path: a released `.pt` file or this project's `.safetensors`.
+        path: a released `.pt` file, this project's `.safetensors`, a folder of `save_pretrained`, or any of them on the
+            Hugging Face hub: `hf://OWNER/NAME[@REVISION]/FILE`, `hf://OWNER/NAME` for what `push_to_hub` wrote.
         task: the task set or its name; needed for released files, which do not name theirs.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         planner: the planner's numbers; default the papers'.
@@ -446,10 +469,11 @@ def load_agent(
 
     Raises:
         CheckpointError: when the file is damaged or does not fit the task set.
-        UserError: when the device is not there, or cannot do what is asked.
+        UserError: when the device is not there, or cannot do what is asked, or the hub does not give the file.
     """
     place = resolve_device(device)
     execution = Execution(compile=compile, cudagraphs=cudagraphs, precision=precision)
     execution.check(place, PLANS)  # before a large file is read
-    model, tasks, checkpoint = load_model(path, task, place)
+    file = fetched(path) if isinstance(path, str) and path.startswith(ADDRESS) else path
+    model, tasks, checkpoint = load_model(file, task, place)
     return Agent(model, tasks, planner, execution=execution, metadata=checkpoint_metadata(checkpoint, tasks))

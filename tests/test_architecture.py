@@ -22,7 +22,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("calibration",),
     ("reporting",),
-    ("planner",),
+    ("planner", "pretrained"),
     ("agent",),
     ("objectives",),
     ("losses", "extraction"),

@@ -96,7 +96,13 @@ def test_the_python_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     agent, first, evaluated, *_, student = done.stdout.splitlines()
     assert agent.startswith("Agent(quickstart, 3 tasks; ") and student.startswith("Agent(pendulum-spin; ")
     assert first.startswith("20 decisions: return ") and evaluated.startswith("{'pendulum-spin': [")
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "runs", "evaluation.json", "copy.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data",
+        "runs",
+        "agent",
+        "evaluation.json",
+        "copy.safetensors",
+    }
 
 
 def test_the_first_screen_of_the_readme() -> None:
