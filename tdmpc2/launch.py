@@ -111,6 +111,7 @@ quantize = functools.partial(launch, "quantize")
 label = functools.partial(launch, "label")
 match_gradient = functools.partial(launch, "match_gradient")
 export = functools.partial(launch, "export")
+restamp = functools.partial(launch, "restamp")
 compare = functools.partial(launch, "compare")
 join = functools.partial(launch, "join")
 download = functools.partial(launch, "download")
@@ -131,6 +132,7 @@ COMMANDS = {
     "label": label,
     "quantize": quantize,
     "export": export,
+    "restamp": restamp,
     "download": download,
     "import": import_data,
     "compare": compare,
