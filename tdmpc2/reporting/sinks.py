@@ -12,6 +12,7 @@ The folder after a run:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -127,7 +128,9 @@ class FileSink:
             self._write_csv(read_metrics(self._json_path.parent))
             self._csv = self._open(self._csv_path)
         else:
-            self._append(self._csv, self._csv_path, ",".join(self._cells(row)) + "\n")
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\n").writerow(self._cells(row))
+            self._append(self._csv, self._csv_path, line.getvalue())
 
     def close(self) -> None:
         self._json.close()
@@ -152,8 +155,7 @@ class FileSink:
 
     def _write_csv(self, rows: Sequence[Row]) -> None:
         with atomic_file(self._csv_path, "w") as file:
-            csv.writer(file, lineterminator="\n").writerow(self._columns)
-            file.writelines(",".join(self._cells(row)) + "\n" for row in rows)
+            csv.writer(file, lineterminator="\n").writerows([self._columns, *map(self._cells, rows)])
 
     def _cells(self, row: Row) -> list[str]:
         cells = ((name in row, row.get(name)) for name in self._columns)
