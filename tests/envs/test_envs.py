@@ -244,6 +244,15 @@ def test_diverged_simulation_truncates_the_episode(caplog: pytest.LogCaptureFixt
     assert np.array_equal(env.reset(seed=0)[0], fresh)
 
 
+def test_building_a_model_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        for task in ("cheetah-run", "cheetah-jump"):
+            make_env(task)
+        assert caplog.records == []
+        logging.getLogger("absl").warning("settotalmass of another program")
+    assert len(caplog.records) == 1, "the log is as it was"
+
+
 def test_bad_requests() -> None:
     with pytest.raises(UserError, match="unknown task 'walker-fly'"):
         make_env("walker-fly")
