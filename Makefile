@@ -1,12 +1,13 @@
 # make quickstart   sets up .venv and runs the whole path on the embedded default
 # make test         sets up .venv and runs lint, types and tests
 # make test-avx2    runs what depends on the processor as on one without AVX-512
+# make test-installed  builds the wheel and uses it from another folder
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEVICE ?= auto
 
-.PHONY: quickstart test test-avx2 test-slow test-reliability test-cuda lint setup setup-dev clean
+.PHONY: quickstart test test-avx2 test-installed test-slow test-reliability test-cuda lint setup setup-dev clean
 
 quickstart: setup
 	$(BIN)/python scripts/quickstart.py --device $(DEVICE)
@@ -20,6 +21,10 @@ test-avx2: setup-dev
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/planner \
 	  tests/quantisation tests/export tests/training/test_execution.py tests/distillation \
 	  -k "not compiled_equals_eager and not code_compiled and not processes and not shared_out"
+
+# The wheel in a fresh environment, used from another folder.
+test-installed: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/programs/test_packaging.py -m "slow or not slow"
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m "slow and not cuda" --timeout 3600

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from typing import TextIO
+
+from termcolor import colored
 
 
 class _LenientOutput(io.FileIO):
@@ -53,6 +56,12 @@ class _NamedText(_PrintableText):
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _CONTROL_ON_TERMINAL = re.compile(r"\x1b(?!\[[0-9;]*[A-Za-z])|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Text in a colour of termcolor's on a terminal; as it is elsewhere, and where NO_COLOR or TERM=dumb asks so."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return text if plain or not stream.isatty() else colored(text, colour, force_color=True)  # of any stream
 
 
 def lenient(descriptor: int, given: TextIO | None, name: str = "") -> io.TextIOWrapper:

@@ -21,15 +21,14 @@ from tdmpc2.envs import EnvPool
 from tdmpc2.errors import UserError
 from tdmpc2.evaluation.runner import default_workers, envs_at_a_time
 from tdmpc2.locks import FolderLock, InUse
+from tdmpc2.places import CHECKPOINTS
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.reporting.progress import Progress
 from tdmpc2.rollout import AgentController, Controller, RandomController
 from tdmpc2.rollout.collecting import collect
 from tdmpc2.tasks import TaskSet, task_set
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "checkpoints"
-TEACHER = FOLDER / "quickstart_teacher.safetensors"
+TEACHER = CHECKPOINTS / "quickstart_teacher.safetensors"
 TASK_SET = "quickstart"
 PLANNER = PlannerSettings(iterations=3, num_samples=64, num_elites=8, num_pi_trajs=12)
 """As planner=small, which scale=cpu has: what plans in the data, and what students are compared with."""
@@ -53,7 +52,9 @@ class Collection:
 
     def source(self, seed: int) -> str:
         """What the store's segment says of itself."""
-        who = f"{self.behaviour} of {self.agent} ({_digest(FOLDER / self.agent)})" if self.agent else self.behaviour
+        who = (
+            f"{self.behaviour} of {self.agent} ({_digest(CHECKPOINTS / self.agent)})" if self.agent else self.behaviour
+        )
         return f"{who}, noise {self.noise}, {self.episodes} episodes a task, seed {seed}"
 
 
@@ -74,12 +75,13 @@ def embedded_store(folder: Path, tasks: TaskSet, seed: int = _DATA_SEED) -> Epis
     Another process that makes it is waited for.
 
     Raises:
-        UserError: for other tasks than the embedded ones, or a clone without the bundled agents.
+        UserError: for other tasks than the embedded ones, or where a bundled agent is missing.
     """
     for name in dict.fromkeys((TEACHER.name, *(part.agent for part in COLLECTIONS if part.agent))):
-        if not (FOLDER / name).is_file():
+        if not (CHECKPOINTS / name).is_file():
             raise UserError(
-                f"{FOLDER / name} is missing, which makes the embedded data: run from a clone of the repository."
+                f"{CHECKPOINTS / name} is missing, which makes the embedded data: install the package again, or run "
+                "from a whole clone of the repository."
             )
     own = task_set(TASK_SET)
     if tasks.tasks != own.tasks:
@@ -143,5 +145,5 @@ def _controllers(part: Collection, tasks: TaskSet) -> Callable[[int], Controller
     """Makes the controller of a collection for a number of slots."""
     if not part.agent:
         return lambda slots: RandomController(tasks, slots, oscillate=True, noise=part.noise)
-    agent = load_agent(FOLDER / part.agent, tasks, "cpu", PLANNER)
+    agent = load_agent(CHECKPOINTS / part.agent, tasks, "cpu", PLANNER)
     return lambda slots: AgentController(agent, slots, mpc=part.behaviour == "planner", noise=part.noise)

@@ -2,11 +2,13 @@
 what a user can cause.
 
 Each function below starts the program of its name, `tdmpc2/programs/<name>.py`; `tdmpc2/train.py`, `scripts/*.py` and
-the installed commands call them. Nothing here is for a library: it changes the whole process.
+the installed command (`main`) call them. Nothing here is for a library: it changes the whole process.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
 import faulthandler
 import functools
 import os
@@ -15,9 +17,11 @@ import sys
 from importlib import import_module
 from types import FrameType
 
+import tdmpc2
 from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.console import lenient
-from tdmpc2.errors import UserError, run_program
+from tdmpc2.errors import UserError, printable, run_program
+from tdmpc2.places import PACKAGE
 
 _FEWEST_FILES = 64
 """Open files that a program with a few simulators needs."""
@@ -107,6 +111,7 @@ quantize = functools.partial(launch, "quantize")
 label = functools.partial(launch, "label")
 match_gradient = functools.partial(launch, "match_gradient")
 export = functools.partial(launch, "export")
+restamp = functools.partial(launch, "restamp")
 compare = functools.partial(launch, "compare")
 join = functools.partial(launch, "join")
 download = functools.partial(launch, "download")
@@ -119,3 +124,59 @@ report = functools.partial(launch, "report")
 data_card = functools.partial(launch, "data_card")
 learning_curves = functools.partial(launch, "learning_curves")
 search = functools.partial(launch, "search")
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "collect": collect,
+    "label": label,
+    "quantize": quantize,
+    "export": export,
+    "restamp": restamp,
+    "download": download,
+    "import": import_data,
+    "compare": compare,
+    "join": join,
+    "report": report,
+    "data-card": data_card,
+    "learning-curves": learning_curves,
+    "search": search,
+    "match-gradient": match_gradient,
+    "synthesise": synthesise,
+    "picture": picture,
+    "quickstart": quickstart,
+}
+"""The words of the installed command; the other program, `document`, writes the pages of a clone."""
+
+
+def main() -> None:
+    """The installed command: `tdmpc2 train …` starts what `python tdmpc2/train.py …` does, and so for every word."""
+    command, *arguments = sys.argv
+    word = arguments[0] if arguments else "--help"
+    if word in ("-h", "--help"):
+        print(_usage())
+    elif word == "--version":
+        print(f"tdmpc2 {tdmpc2.__version__}")
+    elif word in COMMANDS:
+        sys.argv = [f"{command} {word}", *arguments[1:]]  # as a program's own help and the record of a run name it
+        COMMANDS[word]()
+    else:
+        run_program(lambda: _refuse(word))
+
+
+def _refuse(word: str) -> None:
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    advice = f"did you mean {close[0]}?" if close else "tdmpc2 --help lists the programs."
+    raise UserError(f"tdmpc2 has no program '{printable(word)}'; {advice}")
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {word:{width}}{_summary(program.args[0])}" for word, program in COMMANDS.items()]
+    return "\n".join(["usage: tdmpc2 PROGRAM …; tdmpc2 PROGRAM --help tells what it takes", "", *lines])
+
+
+def _summary(program: str) -> str:
+    """What a program's file says of it in its first line, read without loading what it needs (torch takes seconds)."""
+    tree = ast.parse((PACKAGE / "programs" / f"{program}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").splitlines()[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -25,9 +28,10 @@ from model_fixtures import (
 
 import tdmpc2
 from tdmpc2.agent import Agent, load_agent, resolve_device
-from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
+from tdmpc2.checkpointing import CheckpointMetadata, read_checkpoint, save_checkpoint
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
+from tdmpc2.places import CHECKPOINTS
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.rollout import AgentController, Job
 from tdmpc2.tasks import task_set
@@ -172,7 +176,8 @@ def test_importing_the_package_is_light() -> None:
 
 def test_names_of_the_package() -> None:
     assert tdmpc2.PlannerSettings is PlannerSettings
-    assert all(hasattr(tdmpc2, name) for name in tdmpc2.__all__)
+    assert all(hasattr(tdmpc2, name) for name in tdmpc2.__all__) and set(tdmpc2.__all__) <= set(dir(tdmpc2))
+    assert callable(tdmpc2.train) and callable(tdmpc2.evaluate), "the functions, not the files that start programs"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         tdmpc2.nothing  # noqa: B018
 
@@ -325,3 +330,160 @@ def test_observations_that_are_not_finite_are_refused_by_name(bad: float) -> Non
         controller.start(slot, Job(agent.task_set.tasks[position], 0, 1))
     with pytest.raises(UserError, match=message):
         controller.actions([0, 1, 2], obs.numpy())
+
+
+# -- in a task's own widths ------------------------------------------------------------------------------------------
+
+
+def test_a_named_task_is_acted_in_by_its_own_widths() -> None:
+    agent, other = small_agent(3), small_agent(3)
+    tasks = agent.task_set
+    name, index = tasks.tasks[2], 2
+    o, a = tasks.obs_dims[index], tasks.action_dims[index]
+    assert o < tasks.obs_dim and a < tasks.action_dim
+    obs = torch.rand(2, 4, o)
+    padded = torch.nn.functional.pad(obs, (0, tasks.obs_dim - o))
+    for decision in range(2):
+        action = agent.act(obs[decision], name)
+        assert action.shape == (4, a)
+        assert torch.equal(action, other.act(padded[decision], [index] * 4)[:, :a])
+    # One environment, and an array: begun anew because their number changed, then as `first` says.
+    agent.generator, other.generator = generators(5, 5)
+    single = agent.act(obs[0, 0].numpy(), name)
+    assert single.shape == (a,)
+    assert torch.equal(single, other.act(padded[0, :1], [index])[0, :a])
+    for first in (False, True):
+        expected = other.act(padded[1, :1], [index], first=[first])[0, :a]
+        assert torch.equal(agent.act(obs[1, 0], name, first=first), expected)
+
+
+def test_a_plan_for_one_task_is_not_gone_on_with_in_another() -> None:
+    agent, other = small_agent(3), small_agent(3)
+    first, second = agent.task_set.tasks[:2]
+    widths = dict(zip(agent.task_set.tasks, agent.task_set.obs_dims, strict=True))
+    agent.act(torch.rand(widths[first]), first)
+    agent.generator, other.generator = generators(5, 5)
+    obs = torch.rand(widths[second])
+    assert torch.equal(agent.act(obs, second), other.act(obs, second))
+
+
+def test_mistakes_about_a_named_task() -> None:
+    agent = small_agent()
+    name, width = agent.task_set.tasks[2], agent.task_set.obs_dims[2]
+    with pytest.raises(UserError, match=rf"shape \(24,\), expected \({width},\) or \(N, {width}\), as '{name}' has"):
+        agent.act(torch.rand(24), name)
+    with pytest.raises(UserError, match="task 'walker-fly' is not in task set 'small'"):
+        agent.act(torch.rand(24), "walker-fly")
+    with pytest.raises(UserError, match=rf"observation 0 \({name}\) holds nan"):
+        agent.act(torch.full((width,), float("nan")), name)
+    single = Agent(single_task_model(), task_set("cup-catch"), SMALL_PLAN)
+    assert single.act(torch.rand(8), "cup-catch").shape == (2,)
+
+
+def test_an_agent_says_what_it_is() -> None:
+    assert re.fullmatch(
+        r"Agent\(small, 3 tasks; \d\.\dM parameters; plans \d+ x \d+ samples of 3 steps; cpu\)", repr(small_agent())
+    )
+    assert repr(Agent(single_task_model(), task_set("cup-catch"))).startswith("Agent(cup-catch; ")
+
+
+def test_an_agent_is_saved_with_what_is_known_of_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    agent = small_agent()
+    agent.save(first)
+    again = load_agent(first, device="cpu", planner=SMALL_PLAN)
+    assert again.checksum() == agent.checksum() and again.task_set == agent.task_set
+    # A file's own record goes on; its score does not, for the weights may be others by then.
+    meta = CheckpointMetadata(
+        "small", agent.task_set.tasks, agent.model.dims, None, 7, "fp16", {"lr": 1}, normalised_score=3.0
+    )
+    save_checkpoint(first, {n: t.half() for n, t in agent.model.state_dict().items()}, meta)
+    load_agent(first, device="cpu").save(second)
+    found = read_checkpoint(second)
+    assert found.metadata is not None and found.stored_as == "float32"
+    assert (found.metadata.step, found.metadata.config, found.metadata.normalised_score) == (7, {"lr": 1}, None)
+    assert load_agent(second, device="cpu").checksum() == load_agent(first, device="cpu").checksum()
+    with pytest.raises(UserError, match="end its name so"):
+        agent.save(tmp_path / "agent.pt")
+
+
+def test_a_released_file_is_saved_as_float32(shared_checkpoints: Path, tmp_path: Path) -> None:
+    agent = load_agent(shared_checkpoints / RELEASED, "mt30", "cpu")
+    agent.save(tmp_path / "own.safetensors")
+    own = load_agent(tmp_path / "own.safetensors", device="cpu")
+    assert own.checksum() == agent.checksum() and own.task_set == agent.task_set
+
+
+# -- as other libraries act ------------------------------------------------------------------------------------------
+
+TEACHER_TASKS = task_set("quickstart")
+
+
+@functools.cache
+def teacher() -> Agent:
+    return load_agent(CHECKPOINTS / "quickstart_teacher.safetensors", device="cpu", planner=QUICK)
+
+
+def test_predicting_is_acting_with_the_state_outside() -> None:
+    agent = teacher()
+    env = tdmpc2.make_env("cup-spin")
+    policy = agent.policy(env)
+    agent.generator = torch.Generator().manual_seed(1)
+    obs, _ = env.reset(seed=1)
+    seen, taken, state = [obs], [], None
+    for _ in range(3):
+        action, state = policy.predict(obs, state)
+        assert isinstance(action, np.ndarray) and env.action_space.contains(action)
+        obs, *_ = env.step(action)
+        seen.append(obs)
+        taken.append(action)
+    agent.generator.manual_seed(1)
+    for number, (obs, action) in enumerate(zip(seen, taken, strict=False)):
+        assert np.array_equal(agent.act(obs, "cup-spin", first=number == 0).numpy(), action)
+    agent.generator.manual_seed(2)
+    anew = policy.predict(obs, state, episode_start=np.array([True]), deterministic=True)[0]
+    agent.generator.manual_seed(2)
+    assert np.array_equal(anew, policy.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("mpc", [True, False])
+def test_policies_of_vector_and_padded_environments(mpc: bool) -> None:
+    agent = teacher()
+    own = gymnasium.vector.SyncVectorEnv([functools.partial(tdmpc2.make_env, "pendulum-spin")] * 3)
+    mixed = gymnasium.vector.SyncVectorEnv(
+        [
+            lambda name=name: gymnasium.wrappers.RecordEpisodeStatistics(
+                tdmpc2.PadToTaskSet(tdmpc2.make_env(name), TEACHER_TASKS, name)
+            )
+            for name in ("cup-spin", "pendulum-spin")
+        ]
+    )
+    for env, tasks in ((own, ("pendulum-spin",) * 3), (mixed, ("cup-spin", "pendulum-spin"))):
+        policy = agent.policy(env, mpc=mpc)
+        assert policy.tasks == tasks
+        obs, _ = env.reset(seed=1)
+        state = None
+        for _ in range(2):
+            action, state = policy.predict(obs, state, episode_start=np.zeros(len(tasks), bool))
+            assert env.action_space.contains(action) and (state is None) == (not mpc)
+            obs, *_ = env.step(action)
+        env.close()
+    if not mpc:
+        wanted = agent.policy_action(*agent.checked(obs, [1, 2]), None, greedy=True)
+        assert np.array_equal(policy.predict(obs, deterministic=True)[0], wanted.numpy())
+
+
+def test_environments_that_a_policy_does_not_fit() -> None:
+    agent = teacher()
+    with pytest.raises(UserError, match="no environment of this project"):
+        agent.policy(gymnasium.make("CartPole-v1"))
+    with pytest.raises(UserError, match="task 'walker-walk' is not in task set 'quickstart'"):
+        agent.policy(tdmpc2.make_env("walker-walk"))
+    wide = tdmpc2.PadToTaskSet(tdmpc2.make_env("cup-spin"), task_set("mt30"), "cup-spin")
+    with pytest.raises(
+        UserError, match=r"24 and 6 wide, expected those of cup-spin or, padded \(PadToTaskSet\), 8 and 2"
+    ):
+        agent.policy(wide)
+    policy = agent.policy(tdmpc2.make_env("pendulum-spin"))
+    with pytest.raises(UserError, match=r"shape \(1, 8\), expected \(1, 3\)"):
+        policy.predict(np.zeros(8, np.float32))

@@ -79,6 +79,32 @@ def test_the_python_of_the_readme_runs_as_written() -> None:
         assert re.fullmatch(r"cup-spin, the first 10 decisions: return \d\.\d\n", done.stdout)
 
 
+def test_the_python_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """As a notebook of its blocks would: in one process, in an empty folder."""
+    page = ROOT / "docs" / "python.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) > 5
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    agent, first, evaluated, *_, student = done.stdout.splitlines()
+    assert agent.startswith("Agent(quickstart, 3 tasks; ") and student.startswith("Agent(pendulum-spin; ")
+    assert first.startswith("20 decisions: return ") and evaluated.startswith("{'pendulum-spin': [")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data",
+        "runs",
+        "agent",
+        "evaluation.json",
+        "copy.safetensors",
+    }
+
+
 def test_the_first_screen_of_the_readme() -> None:
     """Three lines, the picture, the two commands, a table."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

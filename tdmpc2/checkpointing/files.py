@@ -39,6 +39,11 @@ from tdmpc2.versions import package_versions
 _METADATA_KEY = "tdmpc2"
 
 
+WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+"""Of a pretrained agent's folder (`tdmpc2.pretrained`)."""
+_MOST_CONFIG = 8 << 20
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights under this project's names, still as stored, and what is known of them.
@@ -110,7 +115,7 @@ def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Ch
     """Opens a checkpoint of any supported format; weights stay mapped on disk until they are used.
 
     Args:
-        path: a released `.pt` file or this project's `.safetensors`.
+        path: a released `.pt` file, this project's `.safetensors`, or a folder that holds a `model.safetensors`.
         parts: read only these parts (the task embedding always); default all that the file has.
 
     Raises:
@@ -118,7 +123,9 @@ def read_checkpoint(path: str | Path, parts: Iterable[Part] | None = None) -> Ch
     """
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; give the checkpoint file itself.")
+        if not (path / WEIGHTS_NAME).is_file():
+            raise CheckpointError(f"{path}: is a folder without {WEIGHTS_NAME}; give the checkpoint file itself.")
+        path = path / WEIGHTS_NAME
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file.")
     try:
@@ -151,7 +158,7 @@ def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
 
     with refusing(path, CheckpointError, damaged), safetensors.safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-        metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY))
+        metadata, checksums = parse_metadata(path, header.get(_METADATA_KEY) or _metadata_beside(path))
         names = set(file.keys())
         if names != set(checksums):
             odd = ", ".join(sorted(names ^ set(checksums))[:5])
@@ -169,6 +176,21 @@ def _read_own(path: Path, parts: Iterable[Part] | None) -> Checkpoint:
     _check_dtypes(checkpoint, scheme)
     _require(checkpoint, () if parts is None else parts)
     return checkpoint
+
+
+def _metadata_beside(path: Path) -> str | None:
+    """What `config.json` says, for weights in a pretrained agent's folder that another program wrote anew."""
+    config = path.with_name(CONFIG_NAME)
+    if path.name != WEIGHTS_NAME or not config.is_file():
+        return None
+    with config.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_MOST_CONFIG)
+
+
+def metadata_text(path: Path) -> str:
+    """The metadata of an own file as it stands in it: JSON with the tensors' checksums."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        return str((file.metadata() or {})[_METADATA_KEY])
 
 
 def _require(checkpoint: Checkpoint, parts: Iterable[Part]) -> None:

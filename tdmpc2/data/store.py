@@ -31,7 +31,7 @@ from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,9 @@ from tdmpc2.errors import DataError, UserError, printable
 from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
 from tdmpc2.locks import FolderLock, InUse
 from tdmpc2.versions import package_versions
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 FORMAT = "tdmpc2-episodes"
 VERSION = 2
@@ -400,6 +403,41 @@ class EpisodeStore:
             reward[start:end] = rows[..., -1]
         self.check_rows()
         return EpisodeBlock(obs, action, reward, task)
+
+    def to_tensordict(self, first: int, stop: int) -> TensorDict:
+        """Episodes `first` to `stop - 1` as transitions under torchrl's names, a copy in memory.
+
+        Batch [E, T - 1]; `.reshape(-1)` makes it what a torchrl `ReplayBuffer` takes. Zero-padded to the store's widest
+        task. The entries: "observation" float32 [O], "action" float32 [A], "task" int64 (a position in `tasks`),
+        "episode" int64 (its number in the store), and under "next": "observation" [O], "reward" float32 [1], and
+        "done", "terminated", "truncated" bool [1]. Episodes end by truncation.
+
+        Raises:
+            DataError: for episodes that the store does not have.
+        """
+        import torch  # the store itself needs none
+        from tensordict import TensorDict
+
+        block = self.read_episodes(first, stop)
+        obs, action, reward = (torch.from_numpy(column) for column in (block.obs, block.action, block.reward))
+        shape = (stop - first, self.episode_steps - 1)
+        ends = torch.zeros(*shape, 1, dtype=torch.bool)
+        ends[:, -1] = True
+        following = {
+            "observation": obs[:, 1:],
+            "reward": reward[:, 1:, None],
+            "done": ends,
+            "terminated": torch.zeros_like(ends),
+            "truncated": ends.clone(),
+        }
+        content = {
+            "observation": obs[:, :-1],
+            "action": action[:, 1:],  # a step holds the action that led to it
+            "task": torch.from_numpy(block.task)[:, None].repeat(1, shape[1]),
+            "episode": torch.arange(first, stop)[:, None].repeat(1, shape[1]),
+            "next": TensorDict(following, batch_size=shape),
+        }
+        return TensorDict(content, batch_size=shape)
 
     def verify(self) -> int:
         """Reads everything and compares its checksums; returns the bytes read, or raises a `DataError`."""

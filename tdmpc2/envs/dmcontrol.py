@@ -5,7 +5,9 @@ before.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tdmpc2.envs.rendering import environment
@@ -22,10 +24,26 @@ def build(task: str, seed: int | None = None) -> Any:
     """
     check_task_names([task])
     suite, custom_tasks = _load()
-    if task in custom_tasks.BUILDERS:
-        return custom_tasks.BUILDERS[task](seed)
-    domain, name = task.split("-", maxsplit=1)
-    return suite.load(_DOMAINS.get(domain, domain), name.replace("-", "_"), task_kwargs={"random": seed})
+    with _without_remarks():
+        if task in custom_tasks.BUILDERS:
+            return custom_tasks.BUILDERS[task](seed)
+        domain, name = task.split("-", maxsplit=1)
+        return suite.load(_DOMAINS.get(domain, domain), name.replace("-", "_"), task_kwargs={"random": seed})
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keeps from the log what MuJoCo remarks on dm_control's own cheetah each time that it is built."""
+
+    def concerns_us(record: logging.LogRecord) -> bool:
+        return "settotalmass" not in record.getMessage()
+
+    log = logging.getLogger("absl")
+    log.addFilter(concerns_us)
+    try:
+        yield
+    finally:
+        log.removeFilter(concerns_us)
 
 
 def physics_error() -> type[Exception]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
 from tdmpc2.envs import dmcontrol
+from tdmpc2.envs.registration import ENTRY_POINT, env_id
 from tdmpc2.envs.rendering import FrameRenderer
-from tdmpc2.errors import RenderError, UserError
+from tdmpc2.errors import RenderError, UserError, printable
 from tdmpc2.tasks import task_set
 
 _LOG = logging.getLogger(__name__)
@@ -45,8 +48,8 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"render_mode is '{render_mode}'; '{task}' knows None and 'rgb_array'.")
-        _check_seed(seed)
-        self._env = dmcontrol.build(task, seed)
+        seed = _checked_seed(seed)
+        self._env = dmcontrol.build(task)
         self._task = self._env.task
         self._control_steps = round(self._env.control_timestep() / self.physics.timestep())
 
@@ -72,6 +75,7 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         )
         if seed is not None:
             super().reset(seed=seed)
+            self._start_random(seed)
 
     @property
     def physics(self) -> Any:
@@ -92,12 +96,10 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         `options` is part of Gymnasium's interface; there are none.
         """
         self._check_open()
-        _check_seed(seed)
+        seed = _checked_seed(seed)
         super().reset(seed=seed)
         if seed is not None:
-            # Nothing is drawn when a model is built, so its random state can start again without building it
-            # anew.
-            self._task.random.seed(seed)
+            self._start_random(seed)
         self._obs = self._flat(self._env.reset().observation)
         self._decisions = 0
         return self._obs.copy(), {}
@@ -154,6 +156,11 @@ class DMControlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._renderer = None
         self.physics.free()
 
+    def _start_random(self, seed: int) -> None:
+        """As dm_control's `random=seed`: nothing is drawn when a model is built, so the state can start again."""
+        words = [(seed >> shift) & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
+        self._task.random.seed(seed if seed < 2**32 else words)  # numpy takes longer numbers in words of 32 bits alone
+
     def _check_open(self) -> None:
         if self._closed:
             raise UserError(f"{self.task_name}: the environment is closed; make a new one.")
@@ -183,13 +190,25 @@ def make_env(
 ) -> DMControlEnv:
     """The unpadded environment of a task.
 
-    `seed` starts its random state (None: from the operating system); `camera` is a camera's number or name in
-    the model, `width` and `height` are in pixels. Raises `UserError` for an unknown task and `RenderError`
-    where frames are asked for and no OpenGL is found.
+    `seed`, a whole number of 0 or more, starts its random state (None: from the operating system); `camera` is a
+    camera's number or name in the model, `width` and `height` are in pixels. Raises `UserError` for an unknown task
+    and `RenderError` where frames are asked for and no OpenGL is found.
+
+    `spec.max_episode_steps` is the decisions of an episode, for programs that ask. The environment ends its episodes
+    itself; what `spec.make()` makes has Gymnasium's own limit too, which comes with the same decision.
     """
-    return DMControlEnv(name, seed, render_mode=render_mode, camera=camera, width=width, height=height)
+    env = DMControlEnv(name, seed, render_mode=render_mode, camera=camera, width=width, height=height)
+    frames = {"render_mode": render_mode, "camera": camera, "width": width, "height": height}
+    env.spec = EnvSpec(
+        id=env_id(name), entry_point=ENTRY_POINT, max_episode_steps=env.episode_steps, kwargs={"task": name, **frames}
+    )
+    return env
 
 
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"seed must lie in [0, 2**32), not {seed}.")
+def _checked_seed(seed: object) -> int | None:
+    """A seed of any whole kind of number, numpy's too, as Python's."""
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or int(seed) < 0:
+        raise UserError(f"seed must be a whole number of 0 or more, not {printable(repr(seed))}.")
+    return int(seed)

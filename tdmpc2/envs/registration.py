@@ -6,6 +6,8 @@ import gymnasium
 
 from tdmpc2.tasks import known_tasks
 
+ENTRY_POINT = "tdmpc2.envs.gym_env:DMControlEnv"
+
 
 def env_id(task: str) -> str:
     """The Gymnasium id of a task."""
@@ -20,4 +22,4 @@ def register_envs() -> None:
     """
     for task in known_tasks():
         if env_id(task) not in gymnasium.registry:
-            gymnasium.register(id=env_id(task), entry_point="tdmpc2.envs.gym_env:DMControlEnv", kwargs={"task": task})
+            gymnasium.register(id=env_id(task), entry_point=ENTRY_POINT, kwargs={"task": task})

@@ -108,9 +108,9 @@ def envs_at_a_time(jobs: int, wanted: int | None, device: torch.device) -> int:
 
 def evaluate(
     agent: Agent,
-    settings: EvaluationSettings,
+    settings: EvaluationSettings | None = None,
     *,
-    label: str,
+    label: str = "agent",
     configuration: Mapping[str, Any] | None = None,
     on_decisions: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
@@ -118,11 +118,12 @@ def evaluate(
 
     Args:
         agent: what to evaluate.
-        settings: how.
+        settings: how; default ten episodes of every task, planned.
         label: names the agent in tables.
         configuration: kept with the results.
         on_decisions: told how many decisions were just taken, for a progress display.
     """
+    settings = settings or EvaluationSettings()
     tasks = settings.tasks_of(agent.task_set)
     check_jobs(settings.episodes, len(tasks), "choose fewer eval_episodes")
     jobs = [

@@ -7,9 +7,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import tdmpc2
 from tdmpc2.checkpointing import Checkpoint, checkpoint_task_set, package_versions, read_checkpoint
-from tdmpc2.errors import UserError, printable
+from tdmpc2.errors import UserError, printable, system_reason
 from tdmpc2.export.graphs import GRAPHS, ExportModel, build_graph
 from tdmpc2.fileio import atomic_write_bytes
 from tdmpc2.model import ACTING_PARTS
@@ -17,7 +19,7 @@ from tdmpc2.planner import PlannerSettings
 from tdmpc2.tasks import TaskSet
 
 try:
-    from tdmpc2.export.numpy_agent import CHECKSUM, FORMAT, FORMAT_VERSION, facts_checksum, read_facts
+    from tdmpc2.export.numpy_agent import CHECKSUM, FORMAT, FORMAT_VERSION, OnnxAgent, facts_checksum, read_facts
 except ImportError as error:
     raise UserError("export needs the packages onnx and onnxruntime: pip install onnx onnxruntime") from error
 
@@ -70,19 +72,53 @@ def export_agent(
         "crc32": checksums,
     }
     program = Path(__file__).with_name(PROGRAM).read_bytes()
-    # Of what is read back: JSON knows no tuples.
-    facts[CHECKSUM] = facts_checksum(json.loads(json.dumps(facts, allow_nan=False)))
-    text = json.dumps(facts, indent=1, allow_nan=False)
-    content = {**graphs, PROGRAM: program, FACTS: text.encode()}
+    content = {**graphs, PROGRAM: program}
     for name, data in content.items():
         atomic_write_bytes(folder / name, data)
-    return {name: len(data) for name, data in content.items()}
+    return {name: len(data) for name, data in content.items()} | {FACTS: _write_facts(folder, facts)}
 
 
 def _export_model(source: Checkpoint, tasks: TaskSet, horizon: int) -> ExportModel:
     weights = {name: tensor.float().numpy() for name, tensor in source.float32_tensors().items()}
     masks = tasks.action_masks() if tasks.multitask else None
-    return ExportModel(weights, source.dims, masks, tasks.discounts(), horizon)
+    return ExportModel(weights, source.dims, masks, tasks.discounts(), horizon, tasks.tasks, tdmpc2.__version__)
+
+
+def restamp(folder: str | Path) -> list[str]:
+    """Takes the graphs of an exported folder as they are now into the checksums of `agent.json`.
+
+    For graphs that another program has changed: quantised to int8, simplified, optimised for a runtime.
+
+    Returns:
+        The names of the graphs that have changed.
+
+    Raises:
+        UserError: for a folder that holds no exported agent, or graphs that do not take and give what its own do.
+    """
+    folder = Path(folder)
+    try:
+        facts = read_facts(folder)
+        OnnxAgent(folder, verify=False)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    found = {}
+    for name in facts["crc32"]:
+        try:
+            found[name] = zlib.crc32((folder / name).read_bytes())
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({system_reason(error)}).") from error
+    changed = [name for name, checksum in found.items() if facts["crc32"][name] != checksum]
+    _write_facts(folder, {**facts, "crc32": found})
+    return changed
+
+
+def _write_facts(folder: Path, facts: dict[str, Any]) -> int:
+    """Writes `agent.json` with a checksum of its own; returns its size in bytes."""
+    facts = json.loads(json.dumps(facts, allow_nan=False))  # as it is read back: JSON knows no tuples
+    facts[CHECKSUM] = facts_checksum(facts)
+    text = json.dumps(facts, indent=1, allow_nan=False).encode()
+    atomic_write_bytes(folder / FACTS, text)
+    return len(text)
 
 
 def _require_free(folder: Path) -> None:

@@ -7,6 +7,7 @@ one row a task, taken in advance, so that no graph holds the embedding itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,8 @@ class ExportModel:
         action_masks: float32 [tasks, A], or None for a single task.
         discounts: float32 [tasks].
         horizon: H of the value graph.
+        tasks: their names, in the order of their ids, for the files' metadata.
+        version: of this package, likewise.
     """
 
     weights: Mapping[str, Array]
@@ -51,6 +54,8 @@ class ExportModel:
     action_masks: Array | None
     discounts: Array
     horizon: int
+    tasks: tuple[str, ...]
+    version: str
 
     @property
     def multitask(self) -> bool:
@@ -80,7 +85,7 @@ class _Builder:
     def ops(self, kind: str, *inputs: str, count: int, **attributes: Any) -> list[str]:
         stem = f"{kind.lower()}_{len(self.nodes)}"
         names = [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=stem, **attributes))
         return names
 
     def constant(self, name: str, values: Array | float) -> str:
@@ -105,7 +110,7 @@ class _Builder:
             self.input("task", "N")
 
     def output(self, source: str, name: str, *shape: str | int) -> None:
-        self.nodes.append(helper.make_node("Identity", [source], [name]))
+        self.nodes.append(helper.make_node("Identity", [source], [name], name=f"output_{name}"))
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def of_task(self, name: str, table: Array, rows: bool) -> str:
@@ -122,7 +127,10 @@ class _Builder:
             self.nodes, name, self.inputs, self.outputs, initializer=list(self.constants.values())
         )
         opsets = [helper.make_opsetid("", OPSET)]
-        proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tdmpc2")
+        made_by = {"producer_name": "tdmpc2", "producer_version": self.model.version}
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, **made_by)
+        # As JSON: the position of a name is the id that the input `task` takes.
+        helper.set_model_props(proto, {"tasks": json.dumps(self.model.tasks)})
         onnx.checker.check_model(proto, full_check=True)
         return bytes(proto.SerializeToString())
 

@@ -95,13 +95,25 @@ class OnnxAgent:
         folder: the exported folder.
         seed: of the planner's noise; None for one of the system's.
         threads: CPU threads of onnxruntime.
+        verify: compare the graphs with the checksums of agent.json; False takes graphs that another program has
+            changed (quantised, simplified). What they take and give is checked all the same.
+        providers: what onnxruntime computes with, by its names, the first that can; default the CPU.
         mpc: plan; False acts by the policy prior alone, one forward pass, and needs neither dynamics nor value.
 
     Raises:
-        ValueError: in one line that names the file, for a folder that is not a whole exported agent.
+        ValueError: in one line that names the file, for a folder that is not a whole exported agent, or for a provider
+            that this onnxruntime does not have.
     """
 
-    def __init__(self, folder: str | Path, seed: int | None = None, threads: int = 1, mpc: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        seed: int | None = None,
+        threads: int = 1,
+        verify: bool = True,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        mpc: bool = True,
+    ) -> None:
         folder = Path(folder)
         facts = read_facts(folder)
         self.task_set: str = facts["task_set"]
@@ -114,6 +126,12 @@ class OnnxAgent:
         self.planner: dict[str, Any] = facts["planner"]
         masks = facts["action_masks"]
         self.action_masks = None if masks is None else np.asarray(masks, np.float32)
+        there = onnxruntime.get_available_providers()
+        for provider in providers:  # it would warn, and take another
+            if provider not in there:
+                raise ValueError(
+                    f"providers: {_shown(provider)} is not in this onnxruntime; it has {', '.join(there)}."
+                )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # What goes wrong is raised here; its log would show names from the file as they are.
@@ -122,12 +140,10 @@ class OnnxAgent:
         self._files = {name: folder / f"{name}.onnx" for name in (PLANNING_GRAPHS if mpc else PRIOR_GRAPHS)}
         self._sessions: dict[str, Any] = {}
         for name, path in self._files.items():
-            data = _checked(path, facts["crc32"])
+            data = _checked(path, facts["crc32"] if verify else None)
             with _one_kind_of_error(path, "is no graph that onnxruntime can load"):
                 # Without its fallback, which prints the error and tries the same again.
-                session = onnxruntime.InferenceSession(
-                    data, options, providers=["CPUExecutionProvider"], enable_fallback=0
-                )
+                session = onnxruntime.InferenceSession(data, options, providers=list(providers), enable_fallback=0)
                 _check_interface(path, session, self._interface(name))
             self._sessions[name] = session
         self._rng = np.random.default_rng(seed)
@@ -462,13 +478,16 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _checked(path: Path, checksums: Mapping[str, int]) -> bytes:
+def _checked(path: Path, checksums: Mapping[str, int] | None) -> bytes:
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({_shown(error)}); {_ANEW}") from error
-    if zlib.crc32(data) != checksums[path.name]:
-        raise ValueError(f"{path}: does not match its checksum in agent.json; {_ANEW}")
+    if checksums is not None and zlib.crc32(data) != checksums[path.name]:
+        raise ValueError(
+            f"{path}: does not match its checksum in agent.json; {_ANEW} If another program was to change it: "
+            "tdmpc2 restamp, or verify=False."
+        )
     return data
 
 

@@ -1,4 +1,7 @@
-"""Evaluates a checkpoint: `python tdmpc2/evaluate.py checkpoint=student.pt task=mt30 eval_episodes=10`."""
+"""Evaluates a checkpoint in the simulator.
+
+python tdmpc2/evaluate.py checkpoint=student.pt task=mt30 eval_episodes=10
+"""
 
 from __future__ import annotations
 

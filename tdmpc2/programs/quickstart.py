@@ -22,11 +22,12 @@ import torch
 
 from tdmpc2.agent import load_agent, resolve_device
 from tdmpc2.checkpointing import read_checkpoint
-from tdmpc2.embedded import PLANNER, ROOT, TASK_SET, TEACHER, embedded_store
+from tdmpc2.embedded import PLANNER, TASK_SET, TEACHER, embedded_store
 from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.comparison import compare, comparison_notes, comparison_table
 from tdmpc2.evaluation.results import EvaluationResult, finite_or_null, load_json
 from tdmpc2.evaluation.runner import EvaluationSettings, evaluate
+from tdmpc2.places import INSTALLED, PACKAGE, ROOT
 from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.charts import Mark, Point, Value, interval_chart, line_chart
 from tdmpc2.reporting.report import Report
@@ -88,7 +89,7 @@ def command(label: str, folder: Path, data: Path, plan: Plan, device: torch.devi
     }
     keys |= {"d_coef": plan.d_coef} if label == REWARDS else {}
     keys |= {"evaluate_schemes": f"[{','.join(SMALLER.values())}]"} if label == VALUES else {}
-    return [sys.executable, str(ROOT / "tdmpc2" / "train.py"), *(f"{key}={value}" for key, value in keys.items())]
+    return [sys.executable, str(PACKAGE / "train.py"), *(f"{key}={value}" for key, value in keys.items())]
 
 
 def teacher_command(folder: Path, plan: Plan, device: torch.device) -> list[str]:
@@ -102,7 +103,7 @@ def teacher_command(folder: Path, plan: Plan, device: torch.device) -> list[str]
         "num_workers": 0,
         "output": folder,
     }
-    return [sys.executable, str(ROOT / "tdmpc2" / "evaluate.py"), *(f"{key}={value}" for key, value in keys.items())]
+    return [sys.executable, str(PACKAGE / "evaluate.py"), *(f"{key}={value}" for key, value in keys.items())]
 
 
 def run_all(commands: Mapping[str, Sequence[str]], folders: Mapping[str, Path], plan: Plan, cuda: bool) -> None:
@@ -299,8 +300,9 @@ def main() -> None:
     parser.add_argument("--d-coef", type=float, default=0.4, help="weight of the papers' distillation loss (0.4)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "quickstart")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "quickstart")
+    here = Path() if INSTALLED else ROOT  # nothing is written beside an installed package
+    parser.add_argument("--out", type=Path, default=here / "results" / "quickstart")
+    parser.add_argument("--data", type=Path, default=here / "data" / "quickstart")
     a = parser.parse_args()
     plan = Plan(a.steps, a.batch_size, a.episodes, a.d_coef, a.seed)
     EvaluationSettings(episodes=plan.episodes, seed=plan.seed)  # checks them

@@ -30,6 +30,7 @@ from tdmpc2.errors import UserError, printable
 from tdmpc2.evaluation.results import load_json
 from tdmpc2.fileio import safe_name, write_error
 from tdmpc2.locks import FolderLock, InUse
+from tdmpc2.places import PACKAGE
 from tdmpc2.programs.arguments import ProgramParser
 from tdmpc2.reporting.tables import format_table
 from tdmpc2.settings.convert import train_settings
@@ -37,7 +38,7 @@ from tdmpc2.settings.entry import composed
 from tdmpc2.settings.schema import SCHEMAS, schema_keys
 from tdmpc2.training.ending import EVALUATION_NAME
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+TRAIN = PACKAGE / "train.py"
 _LOCK = "search.lock"
 _MOST_FAILED = 3
 """Trials that may fail one after the other before a search gives up."""

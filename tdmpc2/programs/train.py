@@ -20,9 +20,10 @@ from tdmpc2.envs.gym_env import ACTION_REPEAT
 from tdmpc2.errors import UserError
 from tdmpc2.keys import keys_in
 from tdmpc2.settings.convert import teacher_of, train_settings
-from tdmpc2.settings.entry import be_deterministic, hydra_entry, set_matmul_precision
+from tdmpc2.settings.entry import be_deterministic, composed, hydra_entry, set_matmul_precision
 from tdmpc2.study.page import write_report
-from tdmpc2.training import Ranks, TrainSettings, evaluate_end, finished_run, joined, train
+from tdmpc2.training import Ranks, TrainResult, TrainSettings, evaluate_end, finished_run, joined
+from tdmpc2.training import train as updates_of
 
 
 def coefficients(settings: TrainSettings) -> str:
@@ -43,22 +44,43 @@ def acting(settings: TrainSettings) -> str:
 
 @hydra_entry("train")
 def main(config: DictConfig) -> float | None:
-    """One run, with the evaluations that it ends with; the final planned score, for a search."""
+    """One run, with the evaluations that it ends with; its last score, for a search."""
     set_matmul_precision(config.matmul_precision)
     be_deterministic(config.deterministic)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     settings = train_settings(config, Path(HydraConfig.get().runtime.output_dir), sweep=sweep)
     settings = replace(settings, log_name="train.log")
-    with joined(settings.device) as ranks:
-        trained = _train(config, settings, ranks)
-        if not trained:
-            raise SystemExit(130)
-        if not ranks.first:
-            return None
-        score = evaluate_end(settings)
-    if sweep and score is not None:
+    result = _whole(config, settings)
+    if result.interrupted:
+        raise SystemExit(130)
+    if sweep and settings.end.episodes and result.score is not None:
         _report(settings.run_dir, str(config.exp_name))
-    return score
+    return result.score
+
+
+def train(run_dir: str | Path, *keys: str) -> TrainResult:
+    """The same run from Python, in this process.
+
+    Args:
+        run_dir: the run's folder.
+        keys: as on the command line: `"task=quickstart"`, `"steps=100"`, `"teacher.checkpoint=mt30-317M.pt"`.
+
+    Raises:
+        UserError: for keys that the program would not take, or whatever it would end with.
+    """
+    config = composed("train", keys)
+    set_matmul_precision(config.matmul_precision)
+    be_deterministic(config.deterministic)
+    return _whole(config, train_settings(config, Path(run_dir)))
+
+
+def _whole(config: DictConfig, settings: TrainSettings) -> TrainResult:
+    """A run with what it ends with; the score is the first process's alone."""
+    with joined(settings.device) as ranks:
+        result = _train(config, settings, ranks)
+        if result.interrupted or not ranks.first:
+            return result
+        return replace(result, score=evaluate_end(settings))
 
 
 def _report(run_dir: Path, exp_name: str) -> None:
@@ -73,12 +95,12 @@ def _report(run_dir: Path, exp_name: str) -> None:
         print(f"no report: {error}")
 
 
-def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
-    """Does the run's updates, unless it has ended already; False when it was interrupted."""
-    if finished_run(settings) is not None:
+def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> TrainResult:
+    """Does the run's updates, unless it has ended already."""
+    if (final := finished_run(settings)) is not None:
         if ranks.first:
             print(f"{settings.run_dir} has ended already, after {settings.updates:,} updates")
-        return True
+        return TrainResult(settings.updates, False, final, metrics={}, updates_per_second=0.0)
     if config.make_data:
         if ranks.first:
             embedded_store(settings.data_dir, settings.task_set)
@@ -103,7 +125,7 @@ def _train(config: DictConfig, settings: TrainSettings, ranks: Ranks) -> bool:
             learns_from += f"; acting: {acting(settings)}"
         where = f"{settings.device}" if ranks.size == 1 else f"{ranks.size} processes ({settings.device.type})"
         print(f"{settings.task_set.name}: {settings.dims.latent_dim}-wide latent, {learns_from}, on {where}")
-    result = train(settings, teacher, ranks)
+    result = updates_of(settings, teacher, ranks)
     if ranks.first and not result.interrupted:
         print(f"{result.step:,} updates, {result.updates_per_second:.1f} a second; {result.checkpoint}")
-    return not result.interrupted
+    return result

@@ -12,6 +12,7 @@ The folder after a run:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -23,8 +24,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, get_args
 
-from termcolor import colored
-
+from tdmpc2.console import coloured
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_text, write_error
 from tdmpc2.jsontext import parse_json, whole_number
@@ -72,9 +72,7 @@ class ConsoleSink:
     def log(self, step: int, metrics: Mapping[str, float], category: Category) -> None:
         now = time.monotonic()
         stream = self._stream or sys.stdout
-        label = f"{category:<5}"
-        if stream.isatty():  # termcolor itself asks standard output alone
-            label = colored(label, _COLOURS[category])
+        label = coloured(f"{category:<5}", _COLOURS[category], stream)
         parts = [f"{label} step {step:,}/{self._total:,}"]
         if self._total:
             parts.append(f"{100 * step / self._total:5.1f}%")
@@ -130,7 +128,9 @@ class FileSink:
             self._write_csv(read_metrics(self._json_path.parent))
             self._csv = self._open(self._csv_path)
         else:
-            self._append(self._csv, self._csv_path, ",".join(self._cells(row)) + "\n")
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\n").writerow(self._cells(row))
+            self._append(self._csv, self._csv_path, line.getvalue())
 
     def close(self) -> None:
         self._json.close()
@@ -155,8 +155,7 @@ class FileSink:
 
     def _write_csv(self, rows: Sequence[Row]) -> None:
         with atomic_file(self._csv_path, "w") as file:
-            csv.writer(file, lineterminator="\n").writerow(self._columns)
-            file.writelines(",".join(self._cells(row)) + "\n" for row in rows)
+            csv.writer(file, lineterminator="\n").writerows([self._columns, *map(self._cells, rows)])
 
     def _cells(self, row: Row) -> list[str]:
         cells = ((name in row, row.get(name)) for name in self._columns)

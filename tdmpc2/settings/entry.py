@@ -15,16 +15,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tdmpc2.errors import UserError, as_user_error
+from tdmpc2.places import CONFIG_DIR
 from tdmpc2.settings.checks import check_hydra_keys, check_known, keys_of, one_line, schema_of
 from tdmpc2.settings.jobs import Jobs, OnSweep, remove_empty
 from tdmpc2.settings.launchers import register_launchers
 from tdmpc2.settings.schema import IN_PATH, NOT_IN_NAMES, TEXT_KEYS, register_schemas
-
-_IN_CLONE = Path(__file__).resolve().parents[2] / "config"
-_IN_PACKAGE = Path(__file__).resolve().parents[1] / "config"
-# Beside an installed package may lie some other project's `config`.
-CONFIG_DIR = _IN_CLONE if (_IN_CLONE.parent / "pyproject.toml").is_file() else _IN_PACKAGE
-"""The Hydra tree: the clone's, or the one that an installed package brings along."""
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:

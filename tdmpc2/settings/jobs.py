@@ -31,10 +31,10 @@ from tdmpc2.allocation import keep_freed_memory
 from tdmpc2.console import lenient
 from tdmpc2.errors import UserError, as_user_error, first_line, printable
 from tdmpc2.fileio import atomic_write_text
+from tdmpc2.places import PACKAGE
 from tdmpc2.settings.checks import check_known, one_line
 from tdmpc2.settings.schema import register_schemas
 
-_ROOT = Path(__file__).resolve().parents[2]
 _ASK_FREQ = 0.5
 """Seconds between looks into a sweep's record."""
 _ENDED, _FAILED, _BEGAN = "ended", "failed", "began"
@@ -225,8 +225,9 @@ class Jobs:
             return
         self._launcher = launcher
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        if str(_ROOT) not in paths:  # a worker imports this package, installed or not
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, paths)])
+        found_in = str(PACKAGE.parent)
+        if found_in not in paths:  # a worker imports this package, installed or not
+            os.environ["PYTHONPATH"] = os.pathsep.join([found_in, *filter(None, paths)])
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # jobs share the machine's cores; torch reads it when it loads
         folder = sweep_dir.absolute() / f".jobs-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from tdmpc2.settings.entry import CONFIG_DIR
+from tdmpc2.places import CONFIG_DIR
 from tdmpc2.settings.schema import SCHEMAS, register_schemas, schema_keys
 
 _TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}

@@ -13,7 +13,6 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -30,6 +29,7 @@ from tdmpc2.model import MODEL_SIZES, ModelDims
 from tdmpc2.model.sizes import ModelSize
 from tdmpc2.objectives import OBJECTIVES
 from tdmpc2.online import OnlineSettings
+from tdmpc2.places import CHECKPOINTS
 from tdmpc2.planner import PlannerSettings
 from tdmpc2.ranges import (
     MOST_EPISODES,
@@ -677,7 +677,6 @@ SCHEMAS: dict[str, Any] = {
 }
 """By the name of the program and of its file in `config/`."""
 
-_CLONE = Path(__file__).resolve().parents[2]
 _FREE_TEXT = (name for schema in SCHEMAS.values() for name, _, held in schema_keys(schema) if held.free_text)
 TEXT_KEYS = frozenset(("hydra.run.dir", "hydra.sweep.dir", *_FREE_TEXT))
 """Keys whose values are paths or names: any text, which Hydra's grammar need not understand."""
@@ -693,7 +692,7 @@ about its updates."""
 def register_schemas() -> None:
     """Makes known to Hydra: the schemas, every single task as a choice of `task`, and two resolvers.
 
-    `safe_name` is for folders; `in_clone` gives a path of the clone, whatever the working folder.
+    `safe_name` is for folders; `bundled` gives the path of a bundled checkpoint.
     """
     store = ConfigStore.instance()
     for name, node in SCHEMAS.items():
@@ -701,4 +700,4 @@ def register_schemas() -> None:
     for task in known_tasks():
         store.store(group="task", name=task, node=TaskConfig(name=task))
     OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
-    OmegaConf.register_new_resolver("in_clone", lambda path: str(_CLONE / path), replace=True)
+    OmegaConf.register_new_resolver("bundled", lambda name: str(CHECKPOINTS / name), replace=True)

@@ -20,6 +20,7 @@ from tdmpc2.evaluation.runner import evaluate
 from tdmpc2.fileio import write_or_rescue
 from tdmpc2.quantisation import quantise, scheme_named, without_target
 from tdmpc2.reporting.progress import Progress
+from tdmpc2.reporting.sinks import JSONL_NAME, metric_series, read_metrics
 from tdmpc2.training.resuming import CHECKPOINTS, FINAL_NAME
 from tdmpc2.training.settings import TrainSettings
 
@@ -41,14 +42,22 @@ def evaluate_end(settings: TrainSettings) -> float | None:
     """Evaluates what the run's settings ask for and the folder does not hold yet.
 
     Returns:
-        The normalised score of the final checkpoint, planned; None where nothing is asked for (`final_episodes` 0).
+        The normalised score of the final checkpoint, planned; where nothing is asked for (`final_episodes` 0), the one
+        of the last evaluation between updates (`eval_freq`). None for a run that evaluates nothing.
     """
     if not settings.end.episodes:
-        return None
+        return _last_logged(settings)
     for wanted in _evaluations(settings):
         _evaluate(settings, wanted)
     score = load_json(settings.run_dir / EVALUATION_NAME).score().value
     return score if math.isfinite(score) else None
+
+
+def _last_logged(settings: TrainSettings) -> float | None:
+    if not (settings.run_dir / JSONL_NAME).is_file():
+        return None
+    scores = [score for _, score in metric_series(read_metrics(settings.run_dir), "normalised_score", "eval")]
+    return scores[-1] if scores and math.isfinite(scores[-1]) else None
 
 
 def _evaluations(settings: TrainSettings) -> Iterator[_Evaluation]:

@@ -21,13 +21,17 @@ from tdmpc2.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run ended: `interrupted` runs continue with resume=true."""
+    """Where a run ended: `interrupted` runs continue with resume=true.
+
+    `score` is the last one that the run was evaluated to, for a run that evaluates.
+    """
 
     step: int
     interrupted: bool
     checkpoint: Path | None
     metrics: dict[str, float]
     updates_per_second: float
+    score: float | None = None
 
 
 def train(settings: TrainSettings, teacher: AnyTeacher | None, ranks: Ranks | None = None) -> TrainResult:

@@ -136,6 +136,33 @@ def test_whole_episode_equals_dm_control(task: str) -> None:
     assert second.discount == 1
 
 
+def test_seeds_of_any_whole_kind_and_length() -> None:
+    env = env_of("cup-spin")
+    first = env.reset(seed=7)[0]
+    for kind in (np.int64, np.uint8):
+        assert np.array_equal(env.reset(seed=kind(7))[0], first)
+        assert np.array_equal(make_env("cup-spin", kind(7)).reset()[0], first)
+    # Beyond 32 bits numpy takes a seed in words: they are all different starts, and always the same ones.
+    longer = [7 + 2**32, 7 + 2**40, 2**63 - 1, 2**200]
+    starts = [env.reset(seed=seed)[0] for seed in longer]
+    assert len({start.tobytes() for start in (first, *starts)}) == 5
+    assert np.array_equal(make_env("cup-spin", np.uint64(7 + 2**40)).reset()[0], starts[1])
+    expected = dmcontrol.build("cup-spin", None)
+    expected.task.random.seed([7, 2**8])
+    assert np.array_equal(DMControlEnv._flat(expected.reset().observation), starts[1])
+
+
+def test_what_an_environment_says_of_itself() -> None:
+    env = make_env("pendulum-spin", 3)
+    assert env.spec is not None and env.spec.max_episode_steps == EPISODE_STEPS
+    assert PadToTaskSet(env, task_set("mt30"), "pendulum-spin").spec.max_episode_steps == EPISODE_STEPS
+    again = env.spec.make()
+    env.reset(seed=0), again.reset(seed=0)
+    action = np.ones(1, np.float32)
+    ends = [(env.step(action)[2:4], again.step(action)[2:4]) for _ in range(EPISODE_STEPS)]
+    assert set(ends[:-1]) == {((False, False),) * 2} and ends[-1] == ((False, True),) * 2
+
+
 def test_default_seed_differs_between_environments() -> None:
     first, second = make_env("pendulum-swingup"), make_env("pendulum-swingup")
     assert not np.array_equal(first.reset()[0], second.reset()[0])
@@ -217,18 +244,28 @@ def test_diverged_simulation_truncates_the_episode(caplog: pytest.LogCaptureFixt
     assert np.array_equal(env.reset(seed=0)[0], fresh)
 
 
+def test_building_a_model_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        for task in ("cheetah-run", "cheetah-jump"):
+            make_env(task)
+        assert caplog.records == []
+        logging.getLogger("absl").warning("settotalmass of another program")
+    assert len(caplog.records) == 1, "the log is as it was"
+
+
 def test_bad_requests() -> None:
     with pytest.raises(UserError, match="unknown task 'walker-fly'"):
         make_env("walker-fly")
     with pytest.raises(UserError, match="render_mode is 'human'"):
         make_env("cup-spin", render_mode="human")
-    with pytest.raises(UserError, match="seed must lie"):
-        make_env("cup-spin", -1)
+    for seed in (-1, 1.0, True, "1", np.float32(2)):
+        with pytest.raises(UserError, match="seed must be a whole number of 0 or more"):
+            make_env("cup-spin", seed)
     env = make_env("cup-spin")
     with pytest.raises(UserError, match="reset"):
         env.step([0, 0])
-    with pytest.raises(UserError, match="seed must lie"):
-        env.reset(seed=2**32)
+    with pytest.raises(UserError, match="seed must be a whole number of 0 or more"):
+        env.reset(seed=-1)
     with pytest.raises(RenderError, match="render_mode='rgb_array'"):
         env.render()
     env.close()

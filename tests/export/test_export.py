@@ -35,14 +35,16 @@ from model_fixtures import (
     with_tied_elites,
 )
 
+import tdmpc2
 from tdmpc2.agent import load_agent
 from tdmpc2.checkpointing import CheckpointMetadata, save_checkpoint
 from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.export import graphs
-from tdmpc2.export.files import FILES, export_agent
+from tdmpc2.export.files import FILES, export_agent, restamp
 from tdmpc2.export.numpy_agent import CHECKSUM, Noise, OnnxAgent, Plan, facts_checksum
 from tdmpc2.model import WorldModel
 from tdmpc2.planner import PlannerSettings, PlanNoise
+from tdmpc2.programs.restamp import main as restamp_program
 from tdmpc2.quantisation import quantise
 from tdmpc2.tasks import TaskSet, task_set
 
@@ -293,6 +295,10 @@ def test_what_is_written(small_folder: Path) -> None:
     for name in graphs.GRAPHS:
         proto = onnx.load(small_folder / f"{name}.onnx")
         assert [o.version for o in proto.opset_import] == [graphs.OPSET]
+        assert {prop.key: json.loads(prop.value) for prop in proto.metadata_props} == {"tasks": facts["tasks"]}
+        assert (proto.producer_name, proto.producer_version) == ("tdmpc2", tdmpc2.__version__)
+        names = [node.name for node in proto.graph.node]
+        assert all(names) and len(set(names)) == len(names)
 
 
 WITHOUT_TORCH = """
@@ -336,6 +342,86 @@ def test_the_package_s_copy_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from tdmpc2.export.numpy_agent import OnnxAgent"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# -- graphs that another program has changed -----------------------------------------------------------------
+
+
+def with_other_weights(folder: Path, out: Path) -> Path:
+    """A copy whose encoder has coarser weights, as a program that quantises graphs makes them."""
+    shutil.copytree(folder, out)
+    proto = onnx.load(out / "encoder.onnx")
+    for constant in proto.graph.initializer:
+        if constant.name.endswith(".weight"):
+            rounded = (onnx.numpy_helper.to_array(constant) * 8).round() / 8
+            constant.CopyFrom(onnx.numpy_helper.from_array(rounded, constant.name))
+    onnx.save(proto, out / "encoder.onnx")
+    return out
+
+
+def test_changed_graphs_are_taken_without_verifying_or_restamped(
+    small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_other_weights(small_folder, tmp_path / "out")
+    with pytest.raises(
+        ValueError, match=r"encoder\.onnx: does not match its checksum.*tdmpc2 restamp, or verify=False"
+    ):
+        OnnxAgent(folder)
+    obs = np.ones((1, 24), np.float32)
+    expected = OnnxAgent(folder, seed=1, verify=False).act(obs, [1])
+    restamp_program([str(folder)])
+    assert "encoder.onnx changed; agent.json has" in capsys.readouterr().out
+    assert np.array_equal(OnnxAgent(folder, seed=1).act(obs, [1]), expected)
+    assert not np.array_equal(OnnxAgent(small_folder, seed=1).act(obs, [1]), expected)
+    assert restamp(folder) == [], "nothing has changed since"
+
+
+def test_graphs_that_do_not_fit_are_not_restamped(small_folder: Path, tmp_path: Path) -> None:
+    folder = with_other_weights(small_folder, tmp_path / "out")
+    before = (folder / "agent.json").read_bytes()
+    shutil.copy2(folder / "reward.onnx", folder / "policy.onnx")
+    with pytest.raises(UserError, match=r"policy\.onnx: is no graph that onnxruntime can load"):
+        restamp(folder)
+    assert (folder / "agent.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"agent\.json: not there or damaged"):
+        restamp(tmp_path)
+    (folder / "q.onnx").unlink()
+    shutil.copy2(small_folder / "policy.onnx", folder / "policy.onnx")
+    with pytest.raises(UserError, match=r"q\.onnx: cannot be read"):
+        restamp(folder)
+
+
+def test_what_onnxruntime_computes_with(small_folder: Path) -> None:
+    obs = np.ones((1, 24), np.float32)
+    found = OnnxAgent(small_folder, seed=1, providers=["CPUExecutionProvider"]).act(obs, [1])
+    assert np.array_equal(OnnxAgent(small_folder, seed=1).act(obs, [1]), found)
+    with pytest.raises(
+        ValueError, match=r"'AbacusExecutionProvider' is not in this onnxruntime; it has .*CPUExecution"
+    ):
+        OnnxAgent(small_folder, providers=["AbacusExecutionProvider"])
+
+
+@pytest.mark.slow
+def test_javascript_acts_by_the_same_graphs(small_folder: Path, tmp_path: Path) -> None:
+    """In Node, where it and the network are; against the numpy agent's own graphs."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("Node is not here")
+    shutil.copy2(ROOT / "examples" / "act.mjs", tmp_path)
+    fetching = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "onnxruntime-web@1"]
+    if subprocess.run(fetching, cwd=tmp_path, capture_output=True, timeout=240).returncode:
+        pytest.skip("npm cannot fetch onnxruntime-web")
+    tasks, obs = small_tasks(), np.linspace(-1, 1, 7).tolist()
+    agent = OnnxAgent(small_folder)
+    for index, task in enumerate(tasks.tasks):
+        command = ["node", "act.mjs", str(small_folder), task, json.dumps(obs)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        padded, ids = np.zeros((1, 24), np.float32), np.array([index])
+        padded[0, :7] = obs
+        z = agent._run("encoder", ids, (1, agent.latent_dim), obs=padded)[:, None]
+        silent = np.zeros((1, 1, agent.action_dim), np.float32)
+        expected = agent._run("policy", ids, silent.shape, z=z, noise=silent)[0, 0, : tasks.action_dims[index]]
+        np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-5)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------

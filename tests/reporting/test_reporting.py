@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tdmpc2.console import coloured
 from tdmpc2.errors import UserError
 from tdmpc2.fileio import atomic_file, atomic_write_bytes, atomic_write_text, write_error
 from tdmpc2.reporting.charts import (
@@ -252,14 +253,19 @@ def test_console_colours_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> Non
         def isatty(self) -> bool:
             return True
 
-    for name in ("NO_COLOR", "ANSI_COLORS_DISABLED"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # standard output itself is no terminal here
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")  # standard output itself is no terminal here
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
         ConsoleSink(10, stream=stream).log(2, {"score": 1.0}, "eval")
     assert terminal.getvalue().startswith("\x1b[32meval \x1b[0m step 2/10 ")
     assert file.getvalue().startswith("eval  step 2/10 ")
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as asked:
+            asked.setenv(name, value)
+            asked.setenv("FORCE_COLOR", "1")
+            assert coloured("eval", "green", terminal) == "eval"
+    assert coloured("eval", "green", terminal) != "eval"
 
 
 def test_settings_check_themselves() -> None:

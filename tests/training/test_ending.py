@@ -57,6 +57,14 @@ def test_a_run_ends_with_what_is_asked_and_is_not_there(tmp_path: Path, capsys: 
     assert load_json(tmp_path / "evaluation.json").configuration["planner"]["num_samples"] == 4
 
 
+def test_the_last_evaluation_between_updates_is_the_score_of_a_run_that_ends_with_none(tmp_path: Path) -> None:
+    keys = ("steps=2", "eval_freq=1", "eval_episodes=1", "mpc=false")
+    tiny_run(tmp_path, *keys)
+    scores = [row["normalised_score"] for row in read_metrics(tmp_path) if row["category"] == "eval"]
+    assert len(scores) > 1 and evaluate_end(tiny_settings(tmp_path, *keys)) == scores[-1]
+    assert evaluate_end(tiny_settings(tmp_path / "other", *keys)) is None, "a run that has not logged anything"
+
+
 @pytest.mark.parametrize("keys", [("evaluate_schemes=[int3]",), ("final_episodes=-1",)])
 def test_an_end_that_cannot_be(tmp_path: Path, keys: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"scheme=int3 is unknown|final_episodes must be at least 0"):
