@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tdmpc2.data.batch import Batch
 from tdmpc2.errors import UserError
 from tdmpc2.execution import Execution
-from tdmpc2.extraction import ExtractionSettings, critic_loss, imagined, imitation
+from tdmpc2.extraction import ExtractionSettings, Imagined, critic_loss, imagined, imitation
 from tdmpc2.model import Part, WorldModel
 from tdmpc2.objectives import Objective, PolicyRollout, task_of
 from tdmpc2.training.execution import UPDATES
@@ -89,34 +89,33 @@ class PolicyLearner:
         states = steps * size
         task = batch.task.repeat(steps)
         ids = task if model.dims.num_tasks else None
-        noise = torch.randn(
-            settings.imagine_restarts + 1,
-            settings.imagine_horizon + 1,
-            states,
-            model.dims.action_dim,
-            generator=self.noise,
-            device=self._discounts.device,
-        )
+        device = self._discounts.device
         gamma = self._discounts[task].unsqueeze(-1)
-        with self.execution.arithmetic(self._discounts.device):
+        found: list[Imagined] = []
+        loss, metrics = torch.zeros((), device=device), dict[str, Tensor]()
+        with self.execution.arithmetic(device):
             with torch.no_grad():
                 latents = model.encode(batch.obs, task_of(model, batch))
             z = latents.flatten(0, 1)
-            found = []
-            for drawn in noise:
-                found.append(self._imagined(model, z, ids, gamma, drawn, settings))
-                z = found[-1].latents[-1]
-        value, all_tasks = torch.cat([each.value for each in found]), task.repeat(len(found))
-        self.scale.update(value.detach(), all_tasks)
-        entropy = torch.stack([each.scaled_entropy for each in found]).mean()
-        own = -((value.squeeze(-1) / self.scale.of(all_tasks)).mean() + self._entropy_coef * entropy)
-        loss = settings.e_imagine * own
-        metrics = {
-            "imagined_return": value.detach().mean(),
-            "pi_entropy": torch.stack([each.entropy for each in found]).mean(),
-            "q_spread": torch.stack([each.spread for each in found]).mean(),
-        }
-        first = found[0].first
+            if settings.e_imagine:
+                length, width = settings.imagine_horizon + 1, model.dims.action_dim
+                starts = settings.imagine_restarts + 1
+                for drawn in torch.randn(starts, length, states, width, generator=self.noise, device=device):
+                    found.append(self._imagined(model, z, ids, gamma, drawn, settings))
+                    z = found[-1].latents[-1]
+                first = found[0].first
+            else:  # nothing is imagined: what is left needs the policy in the states themselves alone
+                first = model.sample_policy(z, ids, z.new_zeros(states, model.dims.action_dim))
+        if found:
+            value, all_tasks = torch.cat([each.value for each in found]), task.repeat(len(found))
+            self.scale.update(value.detach(), all_tasks)
+            entropy = torch.stack([each.scaled_entropy for each in found]).mean()
+            own = -((value.squeeze(-1) / self.scale.of(all_tasks)).mean() + self._entropy_coef * entropy)
+            loss = settings.e_imagine * own
+            metrics["imagined_return"] = value.detach().mean()
+            metrics["pi_entropy"] = torch.stack([each.entropy for each in found]).mean()
+            metrics["q_spread"] = torch.stack([each.spread for each in found]).mean()
+            metrics["pi_scale"] = self.scale.value.mean()
         mean, log_std = (values.unflatten(0, (steps, size)) for values in (first.mean, first.log_std))
         rollout = PolicyRollout(latents, mean, log_std, torch.ones(steps, device=mean.device))
         if settings.e_imitate:
@@ -137,7 +136,7 @@ class PolicyLearner:
             with self.execution.arithmetic(self._discounts.device):
                 losses = [self._critic_loss(model, each, ids, gamma, settings) for each in found]
             metrics["critic_loss"] = self._critic_step(self.critic_optimiser, torch.stack(losses).mean())
-        return {"pi_loss": loss.detach(), **metrics, "pi_grad_norm": norm, "pi_scale": self.scale.value.mean()}
+        return {"pi_loss": loss.detach(), **metrics, "pi_grad_norm": norm}
 
     def _step(self, loss: Tensor) -> Tensor:
         """One clipped step; returns the gradient norm before clipping."""
