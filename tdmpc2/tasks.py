@@ -53,7 +53,15 @@ _MT30_WIDTHS: dict[str, tuple[int, int]] = {
 
 MT30: tuple[str, ...] = tuple(_MT30_WIDTHS)
 QUICKSTART: tuple[str, ...] = ("cartpole-swingup", "cup-spin", "pendulum-spin")
-TASK_SETS: dict[str, tuple[str, ...]] = {"mt30": MT30, "quickstart": QUICKSTART}
+MINI: tuple[str, ...] = (
+    "reacher-easy",
+    "reacher-three-easy",
+    "cup-catch",
+    "cartpole-swingup",
+    "pendulum-swingup",
+    "finger-spin",
+)
+TASK_SETS: dict[str, tuple[str, ...]] = {"mt30": MT30, "mini": MINI, "quickstart": QUICKSTART}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def known_tasks() -> tuple[str, ...]:
 
 
 def task_set(name: str, tasks: Iterable[str] | None = None) -> TaskSet:
-    """The task set called `name`: `mt30`, `quickstart`, one task's own name, or any name with `tasks` given."""
+    """The task set called `name`: `mt30`, `mini`, `quickstart`, one task's own name, or any name with `tasks` given."""
     if tasks is None:
         if name in TASK_SETS:
             tasks = TASK_SETS[name]

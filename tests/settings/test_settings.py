@@ -32,7 +32,7 @@ from tdmpc2.settings.convert import (
 )
 from tdmpc2.settings.entry import CONFIG_DIR, set_matmul_precision
 from tdmpc2.settings.schema import PlannerConfig
-from tdmpc2.tasks import QUICKSTART, known_tasks, task_set
+from tdmpc2.tasks import MINI, QUICKSTART, known_tasks, task_set
 from tdmpc2.training import OptimiserSettings, TrainSettings
 
 PROGRAMS = ("evaluate", "quantize", "collect")
@@ -170,6 +170,8 @@ def test_a_single_task_has_no_embedding() -> None:
 
 def test_own_task_sets() -> None:
     assert settings_of("task=quickstart").task_set.tasks == QUICKSTART
+    mini = settings_of("task=mini").task_set
+    assert mini.tasks == MINI and mini.obs_dim < 24 and mini.action_dim < 6
     s = settings_of(*DUO_KEYS)
     assert s.task_set.name == "duo" and s.dims.num_tasks == 2 and s.dims.obs_dim == 5
 
