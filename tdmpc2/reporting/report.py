@@ -78,7 +78,7 @@ class Report:
     def films(self, films: Sequence[tuple[str, str]]) -> None:
         """(file beside the page, caption) of each film: players side by side in the page, links in Markdown."""
         figures = "".join(
-            f'<figure><video src="{quote(file)}" controls loop muted playsinline preload="metadata"></video>'
+            f'<figure><video src="{quote(file)}" controls autoplay loop muted playsinline></video>'
             f"<figcaption>{_escaped(caption)}</figcaption></figure>"
             for file, caption in films
         )

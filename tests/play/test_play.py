@@ -288,13 +288,20 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
         client.until(lambda state: state["decision"] > 1)
         common = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
         common += ["--virtual-time-budget=4000", "--window-size=1000,700"]
-        dom = subprocess.run([*common, "--dump-dom", address], capture_output=True, text=True, timeout=120).stdout
-        assert '<h1 id="title">cup-spin, fast</h1>' in dom and "<option>pendulum-spin</option>" in dom
-        assert " of 500</td>" in dom and 'src="/frame?' in dom
         shot = tmp_path / "shot.png"
-        subprocess.run([*common, f"--screenshot={shot}", address], capture_output=True, timeout=120, check=True)
-    page = imageio.v3.imread(shot)
-    assert page.shape[:2] == (700, 1000)
-    # Where the frame is, dark blue above all; without it the place is light grey.
-    frame = page[80:520, 40:480, :3].reshape(-1, 3).mean(0)
-    assert frame[2] > frame[0] + 20 and frame.mean() < 150, frame
+
+        def content() -> str:
+            return subprocess.run([*common, "--dump-dom", address], capture_output=True, text=True, timeout=120).stdout
+
+        def colours() -> np.ndarray:
+            """Mean red, green and blue where the frame is: dark blue; without a frame, light grey."""
+            subprocess.run([*common, f"--screenshot={shot}", address], capture_output=True, timeout=120, check=True)
+            page = imageio.v3.imread(shot)
+            assert page.shape[:2] == (700, 1000)
+            return page[80:520, 40:480, :3].reshape(-1, 3).mean(0)
+
+        # The browser's own time does not wait for a decoded image: on a busy machine it may look too early.
+        dom = next((found for _ in range(5) if "/frame?" in (found := content())), "")
+        assert '<h1 id="title">cup-spin, fast</h1>' in dom and "<option>pendulum-spin</option>" in dom
+        assert " of 500</td>" in dom and '<p id="error" role="status"></p>' in dom
+        assert any(found[2] > found[0] + 20 and found.mean() < 150 for found in (colours() for _ in range(5)))

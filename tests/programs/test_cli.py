@@ -244,7 +244,7 @@ def test_evaluation_saves_a_video(tmp_path: Path) -> None:
         "num_workers=0", "label=film", cwd=tmp_path,
     )  # fmt: skip
     assert files_in(tmp_path / "results" / "film") == [
-        "episodes.csv", "evaluation.json", f"videos/{TASKS[1]}.mp4", "videos/index.html",
+        "episodes.csv", "evaluation.json", "videos/index.html", f"videos/{TASKS[1]}.mp4",
     ]  # fmt: skip
     assert "films: results/film/videos/index.html" in done
     assert f'src="{TASKS[1]}.mp4"' in (tmp_path / "results" / "film" / "videos" / "index.html").read_text()
