@@ -254,9 +254,32 @@ class Agent:
             UserError: for an observation that holds nan or an infinity; names it and its task.
         """
         actions, mean = self._plans(obs, task, warm_start, generator, greedy=greedy)
+        return actions, self._next_start(mean)
+
+    @torch.no_grad()
+    def plan_and_return(
+        self, obs: Tensor, task: Tensor | None, warm_start: Tensor, generator: Generators, *, greedy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`plan`, and [N] the discounted return that the model expects of each plan's mean.
+
+        That is H rewards and the value after them, by two heads, always the same ones, at the prior's mean action.
+        """
+        actions, mean = self._plans(obs, task, warm_start, generator, greedy=greedy)
+        count, dims = len(obs), self.model.dims
+        value = self.planner.value(
+            self.model.encode(obs, task).unsqueeze(1),
+            None if task is None else task.unsqueeze(1),
+            mean.unsqueeze(2),
+            torch.zeros(count, 1, dims.action_dim, device=self.device),
+            torch.arange(dims.num_q, device=self.device, dtype=torch.float32).expand(count, -1),
+        )
+        return actions, self._next_start(mean), value[:, 0]
+
+    def _next_start(self, mean: Tensor) -> Tensor:
+        """The warm start [N, H, A] that plans of this mean leave to the next decision."""
         if not self.settings.warm_start:
-            return actions, self.zero_plan(len(obs))
-        return actions, torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
+            return self.zero_plan(len(mean))
+        return torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
 
     @torch.no_grad()
     def plan_mean(self, obs: Tensor, task: Tensor | None, generator: Generators) -> Tensor:

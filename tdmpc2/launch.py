@@ -119,6 +119,7 @@ import_data = functools.partial(launch, "import_data")
 synthesise = functools.partial(launch, "synthesise")
 quickstart = functools.partial(launch, "quickstart")
 picture = functools.partial(launch, "picture")
+play = functools.partial(launch, "play")
 document = functools.partial(launch, "document")
 report = functools.partial(launch, "report")
 data_card = functools.partial(launch, "data_card")
@@ -128,6 +129,7 @@ search = functools.partial(launch, "search")
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
+    "play": play,
     "collect": collect,
     "label": label,
     "quantize": quantize,

@@ -47,6 +47,25 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def test_the_return_of_a_plan_is_that_of_its_mean() -> None:
+    agent = small_agent()
+    model, horizon = agent.model, agent.settings.horizon
+    obs, task = torch.rand(2, 24), torch.tensor([0, 2])
+    action, warm, expected = agent.plan_and_return(obs, task, agent.zero_plan(2), generators(1, 2))
+    same_action, same_warm = agent.plan(obs, task, agent.zero_plan(2), generators(1, 2))
+    assert torch.equal(action, same_action) and torch.equal(warm, same_warm)
+
+    mean = agent.planner.plan(obs, task, agent.zero_plan(2), agent.planner.draw_noise(2, generators(1, 2))).mean
+    with torch.no_grad():
+        z, total = model.encode(obs, task), torch.zeros(2)
+        gamma = torch.from_numpy(small_tasks().discounts())[task]
+        for t in range(horizon):
+            total += gamma**t * model.decode(model.reward(z, mean[:, t], task)).squeeze(-1)
+            z = model.next(z, mean[:, t], task)
+        q = model.decode(model.q_values(z, model.policy(z, task)[0], task)).squeeze(-1)
+    torch.testing.assert_close(expected, total + gamma**horizon * q[-2:].mean(0), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_environments_planned_on_several_threads_get_the_same_actions(compiled: bool) -> None:
     many = PlannerSettings(iterations=2, num_samples=400, num_elites=8, num_pi_trajs=4)  # one environment at a time

@@ -27,7 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("objectives",),
     ("losses", "extraction"),
     ("distillation", "rollout"),
-    ("evaluation",),
+    ("evaluation", "play"),
     ("online",),
     ("training", "embedded"),
     ("export", "study"),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import Agent
 from tdmpc2.envs import EnvPool, episode_seed
+from tdmpc2.evaluation.films import film_name
 from tdmpc2.evaluation.results import EpisodeResult, EvaluationResult, this_machine
 from tdmpc2.fileio import write_or_rescue
 from tdmpc2.keys import TDMPC2, TDMPC_OPT, THIS_PROJECT, check_keys, key
@@ -229,7 +230,7 @@ class _Films:
         assert self._folder is not None
         if job not in self._open:
             self._folder.mkdir(parents=True, exist_ok=True)
-            final = self._folder / f"{job.task}.mp4"
+            final = self._folder / film_name(job.task)
             partial = self._folder / f".{job.task}.{self._machine}-{os.getpid()}{self._PARTIAL}"
             writer = imageio.get_writer(
                 partial, fps=1 / self._decision_seconds(job.task), codec="libx264", macro_block_size=16

@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": "scripts/quantize.py",
     "collect": "scripts/collect.py",
     "label": "scripts/label.py",
+    "play": "scripts/play.py",
 }
 
 

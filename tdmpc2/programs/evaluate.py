@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tdmpc2.agent import load_agent, resolve_device
+from tdmpc2.evaluation.films import save_film_page
 from tdmpc2.evaluation.results import check_replaceable, load_json, results_table
 from tdmpc2.evaluation.runner import evaluate
 from tdmpc2.evaluation.scores import task_statistics
@@ -58,4 +59,6 @@ def main(config: DictConfig) -> None:
         print(results_table(result, means, reference.score().value, reference.label))
     write_or_rescue(target, result.save_json)
     write_or_rescue(table, result.save_csv)
+    if settings.video_dir is not None:
+        print(f"films: {save_film_page(result, settings.video_dir)}")
     print(f"{result.decisions / result.wall_seconds:.1f} decisions a second; results in {output}/")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tdmpc2.errors import printable
 from tdmpc2.fileio import atomic_write_text
@@ -74,11 +75,21 @@ class Report:
         image = f'<img src="data:image/png;base64,{_escaped(data)}" alt="{_escaped(title)}">'
         self._parts.append(_Part("", f"<figure>{image}<figcaption>{_escaped(title)}</figcaption></figure>"))
 
+    def films(self, films: Sequence[tuple[str, str]]) -> None:
+        """(file beside the page, caption) of each film: players side by side in the page, links in Markdown."""
+        figures = "".join(
+            f'<figure><video src="{quote(file)}" controls autoplay loop muted playsinline></video>'
+            f"<figcaption>{_escaped(caption)}</figcaption></figure>"
+            for file, caption in films
+        )
+        links = "\n".join(f"- [{_literal(caption)}]({quote(file)})" for file, caption in films)
+        self._parts.append(_Part(links, f'<div class="films">{figures}</div>'))
+
     def markdown(self) -> str:
         return "\n\n".join(part.markdown for part in self._parts if part.markdown) + "\n"
 
     def html(self) -> str:
-        """The whole page: it refers to nothing outside itself."""
+        """The whole page: it refers to nothing outside itself, but for films."""
         body = "\n".join(part.html for part in self._parts if part.html)
         return _PAGE.format(title=_escaped(self._title), body=body)
 
@@ -147,6 +158,9 @@ figure svg {{ width: 40rem; max-width: 100%; min-width: 30rem; height: auto; }}
 figure img {{ max-width: 100%; height: auto; }}
 pre {{ font-size: 0.84rem; padding: 0.5rem; background: #f4f4f4; white-space: pre; overflow-wrap: normal; }}
 figcaption {{ font-size: 0.85rem; }}
+.films {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }}
+.films figure {{ margin: 0; }}
+video {{ display: block; width: 100%; background: #eee; }}
 </style>
 </head>
 <body>

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -64,14 +66,16 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[DictConfig], float | No
 
 
 def composed(program: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration that a program gets from a command line, for a program that starts it.
+    """The configuration that a program gets from a command line, for a program that starts it, or asks.
 
     Raises:
         UserError: where the program would not take it.
     """
     register_schemas()
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        within = GlobalHydra.instance().is_initialized()  # in a program of `hydra_entry`, which has this tree open
+        tree = nullcontext() if within else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR))
+        with tree:
             config = hydra.compose(config_name=program, overrides=_Command(overrides).arguments)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error, tuple(keys_of(schema_of(program))))) from None

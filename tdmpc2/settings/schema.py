@@ -579,6 +579,34 @@ class LabelKeys:
         check_keys(self)
 
 
+@dataclass(frozen=True)
+class PlayKeys:
+    """Keys that only `python scripts/play.py` has."""
+
+    checkpoint: str = key_of(EvaluateKeys, "checkpoint")
+    tasks: tuple[str, ...] | None = key_of(
+        EvaluationSettings, "tasks", text="tasks that the page offers, the first of them first; null: all"
+    )
+    port: int | None = key(
+        None,
+        "port of 127.0.0.1 that the page is at; null: a free one",
+        unit="number of a port",
+        source=THIS_PROJECT,
+        check=Whole(1, 65535),
+        names_run=False,
+    )
+    browser: bool = key(
+        True,
+        "whether the page is opened in a browser, where there is a display",
+        unit="true or false",
+        source=THIS_PROJECT,
+        names_run=False,
+    )
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+
+
 # -- schemas -----------------------------------------------------------------------------------------------------------
 
 SIZE_DIMS = tuple(declared.name for declared in fields(ModelSize))
@@ -667,6 +695,14 @@ LabelConfig = derived(
     groups={"task": TaskConfig, "teacher": TeacherConfig},
     data_dir="data/mt30",
 )
+PlayConfig = derived(
+    "PlayConfig",
+    "`python scripts/play.py`.",
+    PlanningConfig,
+    derived("Acting", "", EvaluationSettings, only=("tasks", "seed", "mpc")),
+    PlayKeys,
+    groups={"task": TaskConfig},
+)
 
 SCHEMAS: dict[str, Any] = {
     "train": TrainConfig,
@@ -674,6 +710,7 @@ SCHEMAS: dict[str, Any] = {
     "quantize": QuantizeConfig,
     "collect": CollectConfig,
     "label": LabelConfig,
+    "play": PlayConfig,
 }
 """By the name of the program and of its file in `config/`."""
 

@@ -239,11 +239,15 @@ def test_evaluation_saves_a_video(tmp_path: Path) -> None:
         pytest.skip(f"no headless OpenGL here: {error}")
     tiny_run(tmp_path / "run", "steps=1")
     final = tmp_path / "run" / "checkpoints" / "final.safetensors"
-    succeeded(
+    done = succeeded(
         EVALUATE, f"checkpoint={final}", f"tasks=[{TASKS[1]}]", "eval_episodes=1", "mpc=false", "save_video=true",
         "num_workers=0", "label=film", cwd=tmp_path,
     )  # fmt: skip
-    assert files_in(tmp_path / "results" / "film") == ["episodes.csv", "evaluation.json", f"videos/{TASKS[1]}.mp4"]
+    assert files_in(tmp_path / "results" / "film") == [
+        "episodes.csv", "evaluation.json", "videos/index.html", f"videos/{TASKS[1]}.mp4",
+    ]  # fmt: skip
+    assert "films: results/film/videos/index.html" in done
+    assert f'src="{TASKS[1]}.mp4"' in (tmp_path / "results" / "film" / "videos" / "index.html").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
