@@ -47,7 +47,12 @@ class Batch:
     def slices(self, positions: torch.Tensor) -> Batch:
         """Some of its slices: int64 [b] of their positions; without targets."""
         held = {name: values for name, values in self.tensors().items() if not name.startswith(_TARGETS)}
-        return Batch.of({name: v.index_select(0 if name == "task" else 1, positions) for name, v in held.items()})
+        return Batch.of({name: v.index_select(_slice_axis(name), positions) for name, v in held.items()})
+
+    def followed_by(self, other: Batch) -> Batch:
+        """Its slices and then another's, which holds the same things; neither has targets."""
+        others = other.tensors()
+        return Batch.of({n: torch.cat([v, others[n]], dim=_slice_axis(n)) for n, v in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those that it holds, by the names of the fields and "targets.<name>"; `of` makes the same batch of them."""
@@ -63,6 +68,11 @@ class Batch:
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return Batch.of({name: change(values) for name, values in self.tensors().items()})
+
+
+def _slice_axis(name: str) -> int:
+    """The axis, of a field, that counts slices."""
+    return 0 if name == "task" else 1
 
 
 _FIELDS = tuple(declared.name for declared in fields(Batch) if declared.name != "targets")

@@ -38,6 +38,7 @@ from tdmpc2.errors import DataError, printable
 from tdmpc2.fileio import atomic_write_text, human_bytes, write_error
 from tdmpc2.jsontext import parse_json, whole_number
 from tdmpc2.locks import FolderLock, InUse
+from tdmpc2.tasks import TaskSet
 
 VERSION = 1
 _HEADER = "labels.json"
@@ -465,6 +466,20 @@ def read_labels(path: str | Path, kind: type[Any] = LabelFacts) -> LabelHeader[A
             f"{kind.anew()}."
         )
     return header
+
+
+def labelled_tasks(store: EpisodeStore, task_set: TaskSet) -> tuple[str, ...]:
+    """The tasks of a set that a store has, to be labelled.
+
+    Raises:
+        DataError: for a store without episodes, or with none of these tasks.
+    """
+    if not len(store):
+        raise DataError(f"{store.path}: holds no episodes; import or collect some first.")
+    tasks = tuple(task for task in task_set.tasks if task in store.tasks)
+    if not tasks:
+        raise DataError(f"{store.path}: holds none of the tasks of '{task_set.name}'; choose the store's task set.")
+    return tasks
 
 
 def verify_labels(

@@ -264,6 +264,14 @@ class EpisodeStore:
         finally:
             lock.release()
 
+    def go_back(self, episodes: int, fingerprint: str) -> None:
+        """`cut_back` to what a run's state says; a `DataError` where the store never was that one."""
+        if not self.cut_back(episodes, fingerprint):
+            raise DataError(
+                f"{self.path}: is not the store of this run's episodes ({episodes:,} episodes, fingerprint "
+                f"{fingerprint}); put that one back, or start another run (exp_name=…)."
+            )
+
     def __len__(self) -> int:
         """The number of episodes."""
         return sum(segment.episodes for segment in self.header.segments)

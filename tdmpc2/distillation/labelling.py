@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tdmpc2.data.labels import LabelFacts, LabelWriter
+from tdmpc2.data.labels import LabelFacts, LabelWriter, labelled_tasks
 from tdmpc2.data.store import EpisodeBlock, EpisodeStore
 from tdmpc2.distillation.teacher import Teacher
-from tdmpc2.errors import DataError, UserError
+from tdmpc2.errors import UserError
 
 _BATCHES_A_READ = 4
 
@@ -22,20 +22,13 @@ def label_facts(store: EpisodeStore, teacher: Teacher, name: str) -> LabelFacts:
 
     The tasks labelled are the student's that the store has.
     """
-    tasks = tuple(task for task in teacher.student_tasks.tasks if task in store.tasks)
-    if not len(store):
-        raise DataError(f"{store.path}: holds no episodes; import or collect some first.")
-    if not tasks:
-        raise DataError(
-            f"{store.path}: holds none of the tasks of '{teacher.student_tasks.name}'; choose the store's task set."
-        )
     return LabelFacts(
         teacher=name,
         teacher_checksum=teacher.checksum,
         teacher_parameters=teacher.num_parameters,
         precision=teacher.precision,
         store=store.fingerprint,
-        tasks=tasks,
+        tasks=labelled_tasks(store, teacher.student_tasks),
         episodes=len(store),
         episode_steps=store.episode_steps,
     )

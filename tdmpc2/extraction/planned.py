@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from tdmpc2.agent import Agent
-from tdmpc2.data.labels import LabelWriter, PlanFacts, PlannedColumn
+from tdmpc2.data.labels import LabelWriter, PlanFacts, PlannedColumn, labelled_tasks
 from tdmpc2.data.store import EpisodeBlock, EpisodeStore
 from tdmpc2.errors import DataError
 from tdmpc2.model import WorldModel, world_checksum
@@ -60,11 +60,7 @@ def plan_facts(store: EpisodeStore, agent: Agent, choice: StateChoice) -> PlanFa
         DataError: for a store without episodes of its tasks, or of narrower ones.
     """
     own = agent.task_set
-    if not len(store):
-        raise DataError(f"{store.path}: holds no episodes; import or collect some first.")
-    tasks = tuple(task for task in own.tasks if task in store.tasks)
-    if not tasks:
-        raise DataError(f"{store.path}: holds none of the tasks of '{own.name}'; choose the store's task set.")
+    tasks = labelled_tasks(store, own)
     for name in tasks:
         held, needed = store.header.obs_dims[store.tasks.index(name)], own.obs_dims[own.index(name)]
         if held < needed:

@@ -19,7 +19,7 @@ from tdmpc2.data.source import Interrupted
 from tdmpc2.data.store import EpisodeBlock, EpisodeStore
 from tdmpc2.envs import EnvPool
 from tdmpc2.envs.gym_env import ACTION_REPEAT
-from tdmpc2.errors import CheckpointError, DataError, UserError
+from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.online.acting import LearningController, endless_jobs
 from tdmpc2.online.settings import OnlineSettings
 from tdmpc2.rollout import Episode, Job, Rollout, Trajectory, UnderWay
@@ -252,11 +252,7 @@ class OnlineSource:
     def _fill(self, episodes: int, fingerprint: str) -> None:
         """Fills the replay with what it held. What the store has beyond that, the run will play again: it goes."""
         store = EpisodeStore.open(self._place)
-        if not store.cut_back(episodes, fingerprint):
-            raise DataError(
-                f"{self._place}: is not the store of this run's episodes ({episodes:,} episodes, fingerprint "
-                f"{fingerprint}); put that one back, or start another run (exp_name=…)."
-            )
+        store.go_back(episodes, fingerprint)
         self._replay.fill(*self._given, store)
         self._store = store
 

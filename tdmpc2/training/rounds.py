@@ -17,7 +17,7 @@ from tdmpc2.data.sampler import Labels, Prefetcher, SliceSampler
 from tdmpc2.data.source import Interrupted
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.envs import EnvPool
-from tdmpc2.errors import CheckpointError, DataError, UserError
+from tdmpc2.errors import CheckpointError, UserError
 from tdmpc2.evaluation.runner import envs_at_a_time
 from tdmpc2.rollout import AgentController
 from tdmpc2.rollout.collecting import collect
@@ -63,8 +63,7 @@ class StartStates:
         if given.planned is not None:
             unknown = torch.full((*collected.obs.shape[:2], self._tasks.action_dim), torch.nan)
             collected = replace(collected, planned=unknown)
-        parts, others = given.tensors(), collected.tensors()
-        return Batch.of({n: torch.cat([v, others[n]], dim=0 if n == "task" else 1) for n, v in parts.items()})
+        return given.followed_by(collected)
 
     def drawn(self, step: int) -> str:
         """The episodes of the batch of update `step`, in words."""
@@ -146,11 +145,7 @@ class RoundsSource:
         store = open_or_create(path, self._agent.task_set, notes="episodes of a policy prior between rounds")
         if held is None:
             held = (0, EpisodeStore(path, replace(store.header, segments=())).fingerprint)
-        if not store.cut_back(*held):
-            raise DataError(
-                f"{path}: is not the store of this run's episodes ({held[0]:,} episodes, fingerprint {held[1]}); put "
-                "that one back, or start another run (exp_name=…)."
-            )
+        store.go_back(*held)
         return EpisodeStore.open(path), done
 
     def __enter__(self) -> RoundsSource:
